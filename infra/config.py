@@ -1,0 +1,170 @@
+"""The validated configuration of a stack: what a Pulumi.<stack>.yaml may say under `blueprint:`.
+
+A wrong value is a SettingsError that names key, value, reason and fix, raised before anything is created.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from app.settings import Settings, SettingsError, Strict, validate
+
+ROOT = Path(__file__).parent.parent
+PROJECT = "blueprint"
+
+
+def state_dir() -> Path:
+    """Where the native cluster and its Pulumi state live. `make down` removes it."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get("BLUEPRINT_STATE") or Path(base) / "ray-serve-blueprint")
+
+
+def native_kubeconfig() -> Path:
+    """The kubeconfig that `scripts/cluster` writes, for 127.0.0.1."""
+    return state_dir() / "cluster" / "kubeconfig"
+
+
+class NativeCluster(Strict):
+    """A one-node Kubernetes on this machine, started by `make up` and removed by `make down`."""
+
+    kind: Literal["native"] = "native"
+
+    @property
+    def kubeconfig_path(self) -> Path:
+        return native_kubeconfig()
+
+    @property
+    def context(self) -> str | None:
+        """The native kubeconfig has one context only."""
+        return None
+
+
+class ExistingCluster(Strict):
+    """A cluster that somebody else runs, reached through a kubeconfig context."""
+
+    kind: Literal["existing"] = "existing"
+    context: str = Field(description="Name of the kubeconfig context to deploy to.")
+    kubeconfig: str | None = Field(
+        None, description="Path of the kubeconfig; $KUBECONFIG or ~/.kube/config when left out."
+    )
+
+    @property
+    def kubeconfig_path(self) -> Path:
+        # Of a KUBECONFIG list, kubectl itself would merge all; Pulumi's provider takes one file.
+        default = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config"
+        return Path(self.kubeconfig or default).expanduser()
+
+
+Cluster = Annotated[NativeCluster | ExistingCluster, Field(discriminator="kind")]
+
+
+class Image(Strict):
+    """Where the application image lies. Its tag is a digest of what goes into it (infra/image.py)."""
+
+    repository: str = Field(
+        "localhost/blueprint", description="Image name without tag, with registry if any."
+    )
+
+
+class Head(Strict):
+    """The Ray head: control only, it runs no replica."""
+
+    cpus: float = Field(2, gt=0, description="CPU limit of the pod, in cores.")
+    memory_gib: int = Field(3, ge=2, description="Memory limit of the pod, in GiB.")
+
+
+class WorkerGroup(Strict):
+    """Pods of one kind that run replicas."""
+
+    name: str = Field("cpu", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="Group name.")
+    replicas: int = Field(1, ge=1, description="Number of pods.")
+    cpus: int = Field(2, ge=1, description="Cores of a pod: its limit, and what Ray may schedule.")
+    memory_gib: int = Field(8, ge=2, description="Memory limit of a pod, in GiB.")
+
+
+class StackConfig(Strict):
+    """Everything a stack file may say. Defaults are the local stack's."""
+
+    cluster: Cluster = NativeCluster()
+    namespace: str = Field(
+        "serving", pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$", description="Made by the program."
+    )
+    image: Image = Image()
+    head: Head = Head()
+    workers: list[WorkerGroup] = Field([WorkerGroup()], min_length=1)
+    serving: Settings = Settings()
+    ready_timeout_seconds: int = Field(
+        900, ge=60, description="How long `up` waits for the RayService to be Ready."
+    )
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> "StackConfig":
+        """A replica that fits no pod waits for ever, with nothing but a warning in Ray's log."""
+        largest = max(group.cpus for group in self.workers)
+        offered = sum(group.cpus * group.replicas for group in self.workers)
+        wanted = 0.0
+        for index, model in enumerate(self.serving.models):
+            cpus = model.scaling.num_cpus
+            if cpus > largest:
+                raise ValueError(
+                    f"serving.models.{index}.scaling.num_cpus: {cpus:g} is more than a worker pod has "
+                    f"({largest}); raise workers.*.cpus or lower num_cpus"
+                )
+            wanted += cpus * model.scaling.num_replicas
+        if wanted > offered:
+            raise ValueError(
+                f"serving.models: all replicas together need {wanted:g} CPUs and workers offer "
+                f"{offered}; raise workers.*.replicas or cpus, or lower num_replicas"
+            )
+        return self
+
+
+def parse(values: Mapping[str, Any], source: str) -> StackConfig:
+    """The stack config in `values` (keys without the project's prefix); `source` is named in errors."""
+    return validate(StackConfig, values, source)
+
+
+def from_file(stack: str, root: Path = ROOT) -> StackConfig:
+    """The config of Pulumi.<stack>.yaml, read without Pulumi: so early that nothing has begun yet."""
+    path = root / f"Pulumi.{stack}.yaml"
+    if not path.exists():
+        known = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
+        raise SettingsError(
+            f"stack {stack!r} has no {path.name}; known stacks: {', '.join(known)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path.name} is not valid YAML: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("config") or {}, dict):
+        raise SettingsError(f"{path.name}: expected a mapping with a `config:` mapping inside")
+    return parse(_ours(content.get("config") or {}), path.name)
+
+
+def from_pulumi() -> StackConfig:
+    """The config that the running Pulumi program was given."""
+    # pulumi.Config only answers for keys that one asks for; unknown ones must be found, too.
+    import pulumi
+    from pulumi.runtime import config
+
+    given = {**config.get_config_env(), **config.CONFIG.get()}
+    values = {key: _from_json(value) for key, value in _ours(given).items()}
+    return parse(values, f"Pulumi.{pulumi.get_stack()}.yaml")
+
+
+def _ours(config: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = f"{PROJECT}:"
+    return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+
+
+def _from_json(value: str) -> Any:
+    """Pulumi hands every value over as a string; objects and numbers as JSON."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

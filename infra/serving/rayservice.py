@@ -1,0 +1,153 @@
+"""The RayService: a Ray cluster on Kubernetes that runs the application of app/.
+
+`rayservice()` is a pure function from config to manifest, so tests hold it against KubeRay's CRD; RayServing puts it
+on a cluster and waits until it serves.
+"""
+
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+import yaml
+
+from app.settings import serve_config
+from infra import image, versions
+from infra.config import Head, StackConfig, WorkerGroup
+
+SERVE_PORT = 8000
+_HOME = "/home/ray"
+
+
+def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
+    """The RayService manifest for `stack`, as KubeRay's ray.io/v1 wants it."""
+    reference = image.reference(stack.image)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {
+            "name": name,
+            "namespace": stack.namespace,
+            "annotations": {
+                # Ready alone stays true on the old cluster while an upgrade is under way.
+                "pulumi.com/waitFor": '["condition=Ready","condition=UpgradeInProgress=False"]',
+                "pulumi.com/timeoutSeconds": str(stack.ready_timeout_seconds),
+            },
+        },
+        "spec": {
+            "serveConfigV2": yaml.safe_dump(serve_config(stack.serving), sort_keys=False),
+            "upgradeStrategy": {"type": "NewCluster"},
+            "excludeHeadPodFromServeSvc": True,
+            "rayClusterConfig": {
+                "rayVersion": versions.RAY,
+                # Without it, whoever reaches the dashboard runs code in the cluster (CVE-2023-48022). KubeRay makes
+                # the token and keeps it in a Secret named after the Ray cluster.
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": {
+                    # num-cpus 0: replicas would compete with the GCS for memory.
+                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                    "template": _head(stack.head, reference),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": group.name,
+                        "replicas": group.replicas,
+                        "minReplicas": group.replicas,
+                        "maxReplicas": group.replicas,
+                        "rayStartParams": {"num-cpus": str(group.cpus)},
+                        "template": _worker(group, reference),
+                    }
+                    for group in stack.workers
+                ],
+            },
+        },
+    }
+
+
+def _head(head: Head, reference: str) -> dict[str, Any]:
+    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
+    return _pod("ray-head", reference, head.cpus, head.memory_gib, ports)
+
+
+def _worker(group: WorkerGroup, reference: str) -> dict[str, Any]:
+    ports = {"serve": SERVE_PORT, "metrics": 8080}
+    return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports)
+
+
+def _pod(
+    name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int]
+) -> dict[str, Any]:
+    """A Ray pod within Pod Security's "restricted", with nothing writable but scratch space."""
+    return {
+        "spec": {
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "runAsGroup": 1000,
+                "fsGroup": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
+            "containers": [
+                {
+                    "name": name,
+                    "image": reference,
+                    "imagePullPolicy": "IfNotPresent",
+                    "env": [
+                        {"name": "HOME", "value": _HOME},
+                        {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+                    ],
+                    "ports": [
+                        {"name": port, "containerPort": number} for port, number in ports.items()
+                    ],
+                    "resources": {
+                        # Ray plans with all its cores; what it must share on a small node is waiting time, not memory.
+                        "requests": {"cpu": f"{cpus / 4:g}", "memory": f"{memory_gib / 2:g}Gi"},
+                        "limits": {"cpu": f"{cpus:g}", "memory": f"{memory_gib}Gi"},
+                    },
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                        "readOnlyRootFilesystem": True,
+                    },
+                    "volumeMounts": [
+                        {"name": "tmp", "mountPath": "/tmp"},
+                        {"name": "home", "mountPath": _HOME},
+                    ],
+                }
+            ],
+        }
+    }
+
+
+class RayServing(pulumi.ComponentResource):
+    """Namespace and RayService, awaited until the application answers."""
+
+    namespace: str
+    service: str
+    """The Kubernetes Service in front of the replicas, port 8000."""
+    image: str
+
+    def __init__(self, name: str, stack: StackConfig, opts: pulumi.ResourceOptions) -> None:
+        super().__init__("blueprint:serving:RayServing", name, None, opts)
+        namespace = kubernetes.core.v1.Namespace(
+            name,
+            metadata={
+                "name": stack.namespace,
+                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+            },
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        manifest = rayservice(name, stack)
+        kubernetes.apiextensions.CustomResource(
+            name,
+            api_version=manifest["apiVersion"],
+            kind=manifest["kind"],
+            metadata=manifest["metadata"],
+            spec=manifest["spec"],
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace]),
+        )
+        self.namespace = stack.namespace
+        self.service = f"{name}-serve-svc"
+        self.image = image.reference(stack.image)
+        self.register_outputs({})

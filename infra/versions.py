@@ -1,0 +1,11 @@
+"""The one ledger of versions. tests/unit/test_versions.py holds it against locks, go.mod files and manifests."""
+
+RAY = "2.60.0"
+VLLM = "0.29.0"
+"""ray[llm] pins vLLM: a newer one than this does not go with RAY."""
+KUBERAY = "1.6.2"
+"""1.7.0 is out; 1.6.2 is what the tests here execute."""
+KUBERNETES = "1.35.8"
+PULUMI = "3.259.0"
+PULUMI_KUBERNETES = "4.25.0"
+COREDNS = "1.14.7"

@@ -1,0 +1,78 @@
+"""kubectl against the cluster of a stack, and nothing but that cluster."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.config import ExistingCluster, NativeCluster
+from scripts import tools
+from scripts.console import Problem
+
+
+class Kubectl:
+    """Runs `binary` with the kubeconfig and context of `cluster`."""
+
+    def __init__(self, binary: Path, cluster: NativeCluster | ExistingCluster) -> None:
+        self._command = [str(binary), "--kubeconfig", str(cluster.kubeconfig_path)]
+        if cluster.context:
+            self._command += ["--context", cluster.context]
+
+    def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Standard output of one call. Raises Problem with kubectl's own words when it fails."""
+        try:
+            done = subprocess.run(
+                [*self._command, *arguments],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise Problem(
+                f"kubectl {arguments[0]} gave no answer within {timeout:g} s",
+                "look at the cluster with `make status`",
+            ) from None
+        if done.returncode:
+            raise Problem(
+                f"kubectl {arguments[0]} failed: {done.stderr.strip()[-500:]}",
+                "look at the cluster with `make status`",
+            )
+        return done.stdout
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self("get", *arguments, "--output", "json"))
+
+
+def connect(cluster: NativeCluster | ExistingCluster) -> Kubectl:
+    """kubectl for `cluster`. Raises Problem when its kubeconfig cannot be used, before anything relies on it."""
+    if isinstance(cluster, NativeCluster):
+        return Kubectl(tools.ensure("kubernetes") / "kubectl", cluster)
+    _check(cluster)
+    found = shutil.which("kubectl")
+    return Kubectl(Path(found) if found else tools.ensure("kubernetes") / "kubectl", cluster)
+
+
+def _check(cluster: ExistingCluster) -> None:
+    path = cluster.kubeconfig_path
+    try:
+        content = yaml.safe_load(path.read_text())
+        contexts = [entry["name"] for entry in content["contexts"]]
+    except OSError as error:
+        raise Problem(
+            f"cannot read the kubeconfig {path}: {error.strerror}",
+            "set cluster.kubeconfig in the stack file or KUBECONFIG to a file that you may read",
+        ) from None
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise Problem(
+            f"{path} is not a kubeconfig",
+            "set cluster.kubeconfig in the stack file or KUBECONFIG to one",
+        ) from None
+    if cluster.context not in contexts:
+        raise Problem(
+            f"cluster.context {cluster.context!r} is not in {path}",
+            f"name one of its contexts in the stack file: {', '.join(contexts) or 'it has none'}",
+        )

@@ -1,0 +1,173 @@
+"""The command line tools of the Kubernetes path: found on PATH, or built from the Go modules beside this file.
+
+A build is pinned by its go.sum and kept in the cache under a key of everything that goes into it, so each tool is
+built once per machine and a changed pin builds anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.builtin import cache_dir
+from infra import versions
+from scripts.console import Problem, step
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Tool:
+    binary: str
+    """File name of the executable."""
+    package: str = "."
+    """What `go build` builds, seen from the module's directory."""
+    set: dict[str, str] = field(default_factory=dict)
+    """Go variables that carry the version (-X)."""
+    embeds: tuple[str, ...] = ()
+    """Files that the build needs beside main.go and that come with the first required module."""
+    links: tuple[str, ...] = ()
+    """Further names under which the executable answers."""
+    on_path: bool = False
+    """Whether a copy that the user has on PATH serves as well."""
+
+
+def _kubernetes_version(version: str) -> dict[str, str]:
+    major, minor, _ = version.split(".")
+    return {
+        f"k8s.io/{package}.{key}": value
+        for package in ("component-base/version", "client-go/pkg/version")
+        for key, value in {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}.items()
+    }
+
+
+# The slowest first: a first build is long, and one that will fail should not do so at its end.
+TOOLS = {
+    "pulumi-kubernetes": Tool(
+        "pulumi-resource-kubernetes",
+        set={
+            "github.com/pulumi/pulumi-kubernetes/provider/v4/pkg/version.Version": versions.PULUMI_KUBERNETES
+        },
+        embeds=(
+            "cmd/pulumi-resource-kubernetes/schema.json",
+            "cmd/pulumi-resource-kubernetes/terraform-mapping.json",
+        ),
+        on_path=True,
+    ),
+    "kubernetes": Tool(
+        "kube",
+        set=_kubernetes_version(versions.KUBERNETES),
+        links=(
+            "etcd",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        ),
+    ),
+    "pulumi": Tool(
+        "pulumi",
+        package="github.com/pulumi/pulumi/pkg/v3/cmd/pulumi",
+        set={"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": f"v{versions.PULUMI}"},
+        on_path=True,
+    ),
+    "kuberay": Tool("kuberay-operator", package="github.com/ray-project/kuberay/ray-operator"),
+    "coredns": Tool("coredns"),
+    "pause": Tool("pause"),
+}
+
+_ENV = {
+    "CGO_ENABLED": "0",
+    "GOFLAGS": "-mod=readonly -buildvcs=false",
+    # The provider's module is missing from the checksum database; its hash in go.sum is what pins it.
+    "GONOSUMDB": "github.com/pulumi/*",
+}
+
+
+def _go(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        ["go", *arguments], cwd=cwd, env={**os.environ, **_ENV}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise Problem(
+            f"go {arguments[0]} failed in {cwd.name}: {done.stderr.strip()[-2000:]}",
+            "if a module could not be downloaded, check GOPROXY; otherwise see the lines above",
+        )
+    return done.stdout
+
+
+def _flags(tool: Tool) -> list[str]:
+    values = " ".join(f"-X {name}={value}" for name, value in tool.set.items())
+    return ["-trimpath", "-ldflags", f"-s -w {values}".strip(), tool.package]
+
+
+def _key(name: str, tool: Tool) -> str:
+    digest = hashlib.sha256()
+    for source in sorted((HERE / name).iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update(" ".join(_flags(tool)).encode())
+    digest.update(_go("env", "GOVERSION", "GOARCH", cwd=HERE).encode())
+    return digest.hexdigest()[:16]
+
+
+def _build(name: str, tool: Tool, target: Path) -> None:
+    """Build in a scratch copy of the module, so that neither checkout nor cache ever holds half a tool."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        source = Path(scratch) / "module"
+        shutil.copytree(HERE / name, source)
+        if tool.embeds:
+            module = json.loads(_go("mod", "edit", "-json", cwd=source))["Require"][0]["Path"]
+            home = json.loads(_go("mod", "download", "-json", module, cwd=source))["Dir"]
+            for path in tool.embeds:
+                (source / Path(path).name).write_bytes((Path(home) / path).read_bytes())
+        built = Path(scratch) / tool.binary
+        _go("build", "-o", str(built), *_flags(tool), cwd=source)
+        built.replace(target)
+
+
+def ensure(*names: str) -> Path:
+    """A directory that holds the executables of the named tools, built where they are not at hand.
+
+    Raises Problem when Go is missing or a build fails.
+    """
+    paths: dict[str, Path] = {}
+    for name in (name for name in TOOLS if name in names):
+        tool = TOOLS[name]
+        found = shutil.which(tool.binary) if tool.on_path else None
+        if found:
+            paths[tool.binary] = Path(found)
+            continue
+        if not shutil.which("go"):
+            raise Problem(
+                f"{tool.binary} is not here and Go, which builds it, is not installed",
+                "install Go 1.26 or newer"
+                + (f", or put {tool.binary} on PATH" if tool.on_path else ""),
+            )
+        target = cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
+        if not target.exists():
+            with step(f"building {tool.binary} (once per machine)"):
+                _build(name, tool, target)
+        for executable in (tool.binary, *tool.links):
+            paths[executable] = target
+    return _directory(paths)
+
+
+def _directory(paths: dict[str, Path]) -> Path:
+    """One directory of links to `paths`; its name follows from its content, so it never changes under a user."""
+    key = hashlib.sha256(repr(sorted(paths.items())).encode()).hexdigest()[:16]
+    directory = cache_dir() / "tools" / f"bin-{key}"
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=directory.parent))
+        for name, path in paths.items():
+            (scratch / name).symlink_to(path)
+        scratch.chmod(0o755)
+        scratch.replace(directory)
+    return directory

