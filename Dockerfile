@@ -17,7 +17,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
     && python3 -m venv /opt/uv \
     && /opt/uv/bin/pip install --quiet --no-cache-dir --require-hashes -r /opt/requirements/uv.txt \
     && python3 -m venv --without-pip /opt/venv \
-    && /opt/uv/bin/uv pip sync --quiet --no-cache --link-mode copy --require-hashes --python /opt/venv/bin/python \
+    && /opt/uv/bin/uv pip sync --quiet --no-cache --require-hashes --python /opt/venv/bin/python \
        /opt/requirements/cpu.txt \
     && rm -rf /opt/uv
 
@@ -26,6 +26,13 @@ ENV BLUEPRINT_CACHE=/opt/blueprint
 WORKDIR /opt/app
 COPY app/__init__.py app/builtin.py app/
 RUN python -m app.builtin
+
+# Importing once leaves bytecode of just the modules in use; a pod's read-only root could not keep it, and each of its
+# processes would compile vLLM anew.
+RUN python -c "import ray.dashboard.agent, ray.dashboard.dashboard, ray.serve._private.controller, ray.serve._private.proxy" \
+    && python -c "import ray.llm._internal.serve.engines.vllm.vllm_engine, ray.serve.llm.ingress" \
+    && python -c "import vllm.entrypoints.openai.api_server, vllm.v1.engine.async_llm, vllm.v1.worker.cpu_worker" \
+    && python -c "import transformers.models.llama.modeling_llama, vllm.model_executor.models.llama"
 
 COPY app app
 ENV PYTHONPATH=/opt/app PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1

@@ -35,9 +35,7 @@ class Strict(BaseModel):
 class Engine(Strict):
     """vLLM's engine arguments."""
 
-    max_model_len: int = Field(
-        default=2048, ge=1, description="Longest prompt and answer together, in tokens."
-    )
+    max_model_len: int = Field(default=2048, ge=1, description="Longest prompt and answer together, in tokens.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16", description="Type of the weights and activations."
     )
@@ -152,9 +150,7 @@ def load(path: str | Path) -> Settings:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path}: holds {_short(values)}; fix: write a mapping, say models: [{{name: chat}}]"
-        )
+        raise SettingsError(f"{path}: holds {_short(values)}; fix: write a mapping, say models: [{{name: chat}}]")
     return validate(Settings, values, str(path))
 
 
@@ -205,9 +201,7 @@ def _explain(model: type[BaseModel], found: ErrorDetails) -> str:
     return f"{key} = {_short(found['input'])}: {own}"
 
 
-def _resolve(
-    model: type[BaseModel], location: Sequence[int | str]
-) -> tuple[list[str], list[str], FieldInfo | None]:
+def _resolve(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str], FieldInfo | None]:
     """The keys as the user wrote them, the valid keys beside the last one, and that one's field.
 
     Pydantic's location of an error in a tagged union has the tag in between, which nobody wrote.

@@ -16,9 +16,7 @@ from infra.serving.rayservice import RayServing
 stack = config.from_pulumi()
 cluster = provider(stack.cluster)
 operator = KubeRay("kuberay", opts=pulumi.ResourceOptions(provider=cluster))
-serving = RayServing(
-    "llm", stack, opts=pulumi.ResourceOptions(provider=cluster, depends_on=[operator])
-)
+serving = RayServing("llm", stack, opts=pulumi.ResourceOptions(provider=cluster, depends_on=[operator]))
 
 pulumi.export("namespace", serving.namespace)
 pulumi.export("service", serving.service)

@@ -50,7 +50,7 @@ class ExistingCluster(Strict):
     kind: Literal["existing"] = "existing"
     context: str = Field(description="Name of the kubeconfig context to deploy to.")
     kubeconfig: str | None = Field(
-        None, description="Path of the kubeconfig; $KUBECONFIG or ~/.kube/config when left out."
+        default=None, description="Path of the kubeconfig; $KUBECONFIG or ~/.kube/config when left out."
     )
 
     @property
@@ -66,25 +66,23 @@ Cluster = Annotated[NativeCluster | ExistingCluster, Field(discriminator="kind")
 class Image(Strict):
     """Where the application image lies. Its tag is a digest of what goes into it (infra/image.py)."""
 
-    repository: str = Field(
-        "localhost/blueprint", description="Image name without tag, with registry if any."
-    )
+    repository: str = Field(default="localhost/blueprint", description="Image name without tag, with registry if any.")
 
 
 class Head(Strict):
     """The Ray head: control only, it runs no replica."""
 
-    cpus: float = Field(2, gt=0, description="CPU limit of the pod, in cores.")
-    memory_gib: int = Field(3, ge=2, description="Memory limit of the pod, in GiB.")
+    cpus: float = Field(default=2, gt=0, description="CPU limit of the pod, in cores.")
+    memory_gib: int = Field(default=3, ge=2, description="Memory limit of the pod, in GiB.")
 
 
 class WorkerGroup(Strict):
     """Pods of one kind that run replicas."""
 
-    name: str = Field("cpu", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="Group name.")
-    replicas: int = Field(1, ge=1, description="Number of pods.")
-    cpus: int = Field(2, ge=1, description="Cores of a pod: its limit, and what Ray may schedule.")
-    memory_gib: int = Field(8, ge=2, description="Memory limit of a pod, in GiB.")
+    name: str = Field(default="cpu", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="Group name.")
+    replicas: int = Field(default=1, ge=1, description="Number of pods.")
+    cpus: int = Field(default=2, ge=1, description="Cores of a pod: its limit, and what Ray may schedule.")
+    memory_gib: int = Field(default=8, ge=2, description="Memory limit of a pod, in GiB.")
 
 
 class StackConfig(Strict):
@@ -92,14 +90,14 @@ class StackConfig(Strict):
 
     cluster: Cluster = NativeCluster()
     namespace: str = Field(
-        "serving", pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$", description="Made by the program."
+        default="serving", pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$", description="Made by the program."
     )
     image: Image = Image()
     head: Head = Head()
-    workers: list[WorkerGroup] = Field([WorkerGroup()], min_length=1)
+    workers: list[WorkerGroup] = Field(default=[WorkerGroup()], min_length=1)
     serving: Settings = Settings()
     ready_timeout_seconds: int = Field(
-        900, ge=60, description="How long `up` waits for the RayService to be Ready."
+        default=900, ge=60, description="How long `up` waits for the RayService to be Ready."
     )
 
     @model_validator(mode="after")
@@ -134,9 +132,7 @@ def from_file(stack: str, root: Path = ROOT) -> StackConfig:
     path = root / f"Pulumi.{stack}.yaml"
     if not path.exists():
         known = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
-        raise SettingsError(
-            f"stack {stack!r} has no {path.name}; known stacks: {', '.join(known)}"
-        )
+        raise SettingsError(f"stack {stack!r} has no {path.name}; known stacks: {', '.join(known)}")
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

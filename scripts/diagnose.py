@@ -10,9 +10,7 @@ def report(kubernetes: Kubectl, namespace: str) -> str:
         "pods": ["get", "pods", "--all-namespaces", "--output", "wide"],
         "RayService": ["get", "rayservices", "--namespace", namespace, "--output", "yaml"],
         "events": ["get", "events", "--namespace", namespace, "--sort-by", ".lastTimestamp"],
-        "KubeRay's log": [
-            *("logs", "--namespace", "kuberay-system", "deployment/kuberay-operator", "--tail", "30")
-        ],
+        "KubeRay's log": [*("logs", "--namespace", "kuberay-system", "deployment/kuberay-operator", "--tail", "30")],
     }
     sections = [f"── {title}\n{_try(kubernetes, *call)}" for title, call in parts.items()]
     for head in _heads(kubernetes, namespace):

@@ -20,7 +20,7 @@ def destroy(stack_name: str) -> None:
         with step(f"pulumi destroy --stack {stack_name}"):
             try:
                 opened = engine.open_stack(stack_name, stack)
-                opened.destroy(on_output=say, color="never")
+                opened.destroy(on_output=engine.progress(), color="never")
             except automation.CommandError as error:
                 if not native:
                     raise Problem(

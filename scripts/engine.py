@@ -5,16 +5,18 @@ to be had, the same program runs inline in this process.
 """
 
 import os
+import re
 import runpy
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pulumi import automation
 
 from infra.config import PROJECT, ROOT, NativeCluster, StackConfig, state_dir
 from scripts import tools
-from scripts.console import Problem
+from scripts.console import Problem, say
 
 
 def has_python_host() -> bool:
@@ -44,6 +46,13 @@ def _native_environment() -> dict[str, str]:
     }
 
 
+def _split_salt(path: Path) -> tuple[list[str], list[str]]:
+    """The line that ties a stack file to a passphrase, and the others."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    salt = [line for line in lines if line.startswith("encryptionsalt:")]
+    return salt, [line for line in lines if line not in salt]
+
+
 def _native_project(stack: str) -> Path:
     """A copy of the project files: Pulumi writes a salt into the stack file, which is no change of the checkout's."""
     project = native_home() / "project"
@@ -53,16 +62,12 @@ def _native_project(stack: str) -> Path:
     text = text.replace("virtualenv: ", f"virtualenv: {ROOT}/")
     (project / "Pulumi.yaml").write_text(text)
     target = project / f"Pulumi.{stack}.yaml"
-    salt = [
-        line
-        for line in (target.read_text().splitlines() if target.exists() else [])
-        if line.startswith("encryptionsalt:")
-    ]
-    target.write_text("\n".join([*salt, (ROOT / target.name).read_text()]))
+    made, committed = (_split_salt(path) for path in (target, ROOT / target.name))
+    target.write_text("\n".join([*made[0], *committed[1], ""]))
     return project
 
 
-def _require_passphrase(stack: str) -> None:
+def require_passphrase(stack: str) -> None:
     """Pulumi's own message for this comes late and says nothing of where to set it."""
     given = any(os.environ.get(f"PULUMI_CONFIG_PASSPHRASE{end}") is not None for end in ("", "_FILE"))
     if not given and "secretsprovider:" not in (ROOT / f"Pulumi.{stack}.yaml").read_text():
@@ -86,15 +91,26 @@ def open_stack(name: str, config: StackConfig) -> automation.Stack:
         environment |= _native_environment()
         work_dir = _native_project(name)
     else:
-        _require_passphrase(name)
+        require_passphrase(name)
         work_dir = ROOT
     os.environ.update(environment)
     options = automation.LocalWorkspaceOptions(work_dir=str(work_dir), env_vars=environment)
     if has_python_host():
         return automation.create_or_select_stack(name, work_dir=str(work_dir), opts=options)
-    return automation.create_or_select_stack(
-        name, project_name=PROJECT, program=_program, opts=options
-    )
+    return automation.create_or_select_stack(name, project_name=PROJECT, program=_program, opts=options)
+
+
+def progress() -> Callable[[str], None]:
+    """Where the engine's output goes: every new message once, without the dots and the running seconds."""
+    seen: set[str] = set()
+
+    def show(line: str) -> None:
+        message = re.sub(r" \(\d+s\)", "", line).strip()
+        if message and not message.startswith("@") and message not in seen:
+            seen.add(message)
+            say(f"  {line.strip()}")
+
+    return show
 
 
 def reason(error: automation.CommandError) -> str:

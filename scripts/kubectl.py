@@ -3,9 +3,13 @@
 import json
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from infra.config import ExistingCluster, NativeCluster
@@ -45,6 +49,27 @@ class Kubectl:
 
     def get(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self("get", *arguments, "--output", "json"))
+
+    @contextmanager
+    def service(self, namespace: str, name: str, port: int) -> Iterator[httpx.Client]:
+        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants."""
+        # On a socket in a private directory: `kubectl proxy` asks nobody who they are.
+        with tempfile.TemporaryDirectory() as private:
+            socket = Path(private) / "api"
+            command = [*self._command, "proxy", f"--unix-socket={socket}"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
+                try:
+                    assert proxy.stdout
+                    said = proxy.stdout.readline()  # "Starting to serve", or why not
+                    if not said.startswith("Starting"):
+                        raise Problem(f"kubectl proxy failed: {said.strip()}", "look at the cluster with `make status`")
+                    yield httpx.Client(
+                        transport=httpx.HTTPTransport(uds=str(socket)),
+                        base_url=f"http://localhost/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/",
+                        timeout=60,
+                    )
+                finally:
+                    proxy.terminate()
 
 
 def connect(cluster: NativeCluster | ExistingCluster) -> Kubectl:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from scripts.console import Problem, main, step
 
@@ -25,7 +26,7 @@ CLUSTER = {
 
 def _present(what: str) -> bool:
     if what.startswith("/"):
-        return os.path.exists(what)
+        return Path(what).exists()
     if what.startswith("lib"):
         return ctypes.util.find_library(what.removeprefix("lib").partition(".")[0]) is not None
     return shutil.which(what, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None

@@ -1,9 +1,9 @@
 """`make up`: from a stack file to a model that answers."""
 
 import argparse
-import json
 import time
 
+import httpx
 from pulumi import automation
 
 from app.builtin import cache_dir
@@ -11,6 +11,7 @@ from app.settings import SettingsError
 from infra import config, image
 from infra.config import NativeCluster, StackConfig
 from infra.platform import kuberay
+from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, engine, kubectl, tools
 from scripts.cluster import images
 from scripts.console import Problem, main, say, step
@@ -45,22 +46,25 @@ def prepare_native(stack: StackConfig) -> None:
 
 
 def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
-    """The model's answer to QUESTION, through the Kubernetes Service by way of the API server's proxy."""
+    """The model's answer to QUESTION, through the Kubernetes Service. Raises Problem with the last error."""
     request = {
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 24,
         "temperature": 0,
     }
-    path = f"/api/v1/namespaces/{namespace}/services/{service}:8000/proxy/v1/chat/completions"
     deadline = time.monotonic() + ANSWER_WITHIN
-    while True:
-        try:
-            reply = kubernetes("create", "--raw", path, "-f", "-", stdin=json.dumps(request))
-            return json.loads(reply)["choices"][0]["message"]["content"]
-        except Problem:
+    with kubernetes.service(namespace, service, SERVE_PORT) as client:
+        while True:
+            try:
+                reply = client.post("v1/chat/completions", json=request)
+                if reply.is_success:
+                    return reply.json()["choices"][0]["message"]["content"]
+                error = f"{reply.status_code} {reply.text[:500]}"
+            except httpx.HTTPError as failure:
+                error = repr(failure)
             if time.monotonic() > deadline:
-                raise
+                raise Problem(f"the model does not answer: {error}", "look at `make status` and the replica's log")
             time.sleep(2)
 
 
@@ -72,7 +76,7 @@ def up(stack_name: str) -> None:
     kubernetes = kubectl.connect(stack.cluster)
     with step(f"pulumi up --stack {stack_name}"):
         try:
-            result = engine.open_stack(stack_name, stack).up(on_output=say, color="never")
+            result = engine.open_stack(stack_name, stack).up(on_output=engine.progress(), color="never")
         except automation.CommandError as error:
             say(diagnose.report(kubernetes, stack.namespace))
             raise Problem(

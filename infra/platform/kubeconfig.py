@@ -7,6 +7,4 @@ from infra.config import ExistingCluster, NativeCluster
 
 def provider(cluster: NativeCluster | ExistingCluster) -> kubernetes.Provider:
     # The path, not the content: the state must not carry cluster credentials.
-    return kubernetes.Provider(
-        "cluster", kubeconfig=str(cluster.kubeconfig_path), context=cluster.context
-    )
+    return kubernetes.Provider("cluster", kubeconfig=str(cluster.kubeconfig_path), context=cluster.context)

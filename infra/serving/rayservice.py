@@ -73,9 +73,7 @@ def _worker(group: WorkerGroup, reference: str) -> dict[str, Any]:
     return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports)
 
 
-def _pod(
-    name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int]
-) -> dict[str, Any]:
+def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int]) -> dict[str, Any]:
     """A Ray pod within Pod Security's "restricted", with nothing writable but scratch space."""
     return {
         "spec": {
@@ -96,10 +94,10 @@ def _pod(
                     "env": [
                         {"name": "HOME", "value": _HOME},
                         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+                        # Ray gives a starting node 30 s, which a busy machine exceeds; the pod then starts anew.
+                        {"name": "RAY_raylet_start_wait_time_s", "value": "180"},
                     ],
-                    "ports": [
-                        {"name": port, "containerPort": number} for port, number in ports.items()
-                    ],
+                    "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
                     "resources": {
                         # Ray plans with all its cores; what it must share on a small node is waiting time, not memory.
                         "requests": {"cpu": f"{cpus / 4:g}", "memory": f"{memory_gib / 2:g}Gi"},

@@ -49,9 +49,7 @@ def _kubernetes_version(version: str) -> dict[str, str]:
 TOOLS = {
     "pulumi-kubernetes": Tool(
         "pulumi-resource-kubernetes",
-        set={
-            "github.com/pulumi/pulumi-kubernetes/provider/v4/pkg/version.Version": versions.PULUMI_KUBERNETES
-        },
+        set={"github.com/pulumi/pulumi-kubernetes/provider/v4/pkg/version.Version": versions.PULUMI_KUBERNETES},
         embeds=(
             "cmd/pulumi-resource-kubernetes/schema.json",
             "cmd/pulumi-resource-kubernetes/terraform-mapping.json",
@@ -91,9 +89,7 @@ _ENV = {
 
 
 def _go(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(
-        ["go", *arguments], cwd=cwd, env={**os.environ, **_ENV}, capture_output=True, text=True
-    )
+    done = subprocess.run(["go", *arguments], cwd=cwd, env={**os.environ, **_ENV}, capture_output=True, text=True)
     if done.returncode:
         raise Problem(
             f"go {arguments[0]} failed in {cwd.name}: {done.stderr.strip()[-2000:]}",
@@ -147,8 +143,7 @@ def ensure(*names: str) -> Path:
         if not shutil.which("go"):
             raise Problem(
                 f"{tool.binary} is not here and Go, which builds it, is not installed",
-                "install Go 1.26 or newer"
-                + (f", or put {tool.binary} on PATH" if tool.on_path else ""),
+                "install Go 1.26 or newer" + (f", or put {tool.binary} on PATH" if tool.on_path else ""),
             )
         target = cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
         if not target.exists():

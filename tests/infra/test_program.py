@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from typing import Any
+from typing import Any, NoReturn
 
 import pulumi
 import pytest
@@ -25,7 +25,7 @@ class Recorder(mocks.Mocks):
         self.resources[f"{args.typ}::{args.name}"] = (args.typ, args.inputs)
         return f"{args.name}-id", args.inputs
 
-    def call(self, args: mocks.MockCallArgs) -> dict[str, Any]:
+    def call(self, args: mocks.MockCallArgs) -> NoReturn:
         raise AssertionError(f"the program calls nothing on a provider, but it did: {args.token}")
 
 

@@ -13,7 +13,9 @@ STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
 
 def stack_file(directory: Path, values: object) -> Path:
-    content = {"config": {f"blueprint:{key}": value for key, value in values.items()}} if isinstance(values, dict) else 1
+    content = (
+        {"config": {f"blueprint:{key}": value for key, value in values.items()}} if isinstance(values, dict) else 1
+    )
     (directory / "Pulumi.test.yaml").write_text(yaml.safe_dump(content))
     return directory
 

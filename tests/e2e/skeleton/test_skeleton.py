@@ -100,7 +100,5 @@ def test_down_leaves_nothing(stack: Stack) -> None:
     assert done.returncode == 0
     assert cluster.leftovers() == []
     assert not stack.state.exists()
-    running = subprocess.run(
-        ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line for line in running if str(stack.state) in line and sys.executable not in line] == []

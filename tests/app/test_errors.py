@@ -1,0 +1,161 @@
+"""Bad requests: each gets a 4xx in OpenAI's shape that names the fault, and harms nobody else."""
+
+import json
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from openai import OpenAI
+
+from app import errors
+from tests.app.conftest import Running
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+class Bad(NamedTuple):
+    name: str
+    body: Any  # bytes are sent as they are
+    param: str | None = None
+    status: int = 400
+    code: str | None = None
+    path: str = CHAT
+    method: str = "POST"
+    content_type: str = "application/json"
+
+
+def chat(name: str, param: str | None = None, /, **fields: Any) -> Bad:
+    """A good chat request but for `fields`; the answer must blame `param`."""
+    good = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    return Bad(name, {**good, **fields}, param)
+
+
+def text(name: str, param: str | None = None, /, **fields: Any) -> Bad:
+    """A good text request but for `fields`."""
+    return Bad(name, {"model": "chat", "prompt": "hi", "max_tokens": 4, **fields}, param, path=TEXT)
+
+
+def message(content: Any, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
+
+
+LONG = "word " * 5000
+IMAGE = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}]
+
+BAD = [
+    Bad("truncated JSON", b'{"model": "chat", '),
+    Bad("no body", b""),
+    Bad("not UTF-8", b'{"model": "\xff"}'),
+    Bad("nested without end", b"[" * 100_000),
+    Bad("a list", [1]),
+    Bad("a string", "hi"),
+    Bad("null", None),
+    Bad("a form", b"model=chat", content_type="application/x-www-form-urlencoded"),
+    Bad("half a character", b'{"model":"chat","messages":[{"role":"user","content":"\\ud800"}]}'),
+    Bad("half a character in text", b'{"model": "chat", "prompt": "\\udfff"}', path=TEXT),
+    chat("unknown model", "model", model="gpt-5")._replace(status=404, code="model_not_found"),
+    chat("LoRA adapter", "model", model="chat:x")._replace(status=404, code="model_not_found"),
+    text("unknown model", "model", model="gpt-5")._replace(status=404, code="model_not_found"),
+    chat("model is a number", "model", model=3),
+    Bad("no messages", {"model": "chat"}, "messages"),
+    chat("empty messages", messages=[]),
+    chat("null messages", messages=None),
+    chat("messages are text", "messages", messages="hi"),
+    chat("message is a number", "messages", messages=[3]),
+    chat("content is a number", "messages", messages=message(3)),
+    chat("content holds a number", messages=message([3])),
+    chat("unknown kind of content", messages=message([{"type": "smell", "smell": "sea"}])),
+    chat("image for a text model", messages=message(IMAGE)),
+    chat("tool calls are a number", messages=[{"role": "assistant", "tool_calls": 5}]),
+    chat("negative max_tokens", "max_tokens", max_tokens=-1),
+    chat("max_tokens is text", "max_tokens", max_tokens="many"),
+    chat("max_tokens beyond the model", "max_tokens", max_tokens=100_000),
+    chat("negative temperature", "temperature", temperature=-1),
+    chat("temperature above 2", "temperature", temperature=99),
+    chat("temperature is text", "temperature", temperature="hot"),
+    chat("temperature is NaN", "temperature", temperature=float("nan")),
+    chat("streamed, negative temperature", "temperature", temperature=-1, stream=True),
+    chat("top_p above 1", "top_p", top_p=2),
+    chat("no choices", n=0),
+    chat("stop is a number", "stop", stop=3),
+    chat("stream is text", "stream", stream="perhaps"),
+    chat("stream options without stream", "stream_options", stream_options={"include_usage": True}),
+    chat("too many logprobs", "logprobs", logprobs=True, top_logprobs=999),
+    chat("token that does not exist", "logit_bias", logit_bias={"99999999": 1}),
+    chat("seed beyond 64 bits", "seed", seed=2**80),
+    chat("unknown response format", "response_format", response_format={"type": "poem"}),
+    chat("bad regular expression", structured_outputs={"regex": "((("}),
+    chat("structured outputs are true", structured_outputs=True),
+    chat("tools without a function", "tools", tools=[{"type": "function"}]),
+    chat("template of the caller's", chat_template="{{ 1/0 }}"),
+    chat("too long", "input_tokens", messages=message(LONG))._replace(code="context_length_exceeded"),
+    chat("too long, streamed", "input_tokens", messages=message(LONG), stream=True)._replace(
+        code="context_length_exceeded"
+    ),
+    text("too long", "input_tokens", prompt=LONG)._replace(code="context_length_exceeded"),
+    text("empty prompt", "prompt", prompt=""),
+    text("tokens that do not exist", prompt=[99_999_999]),
+    text("prompt is an object", "prompt", prompt={"a": 1}),
+    text("suffix", suffix="end"),
+    Bad("unknown route", None, status=404, path="/v1/nothing", method="GET"),
+    Bad("unknown route, posted", {}, status=404, path="/v2/chat/completions"),
+    Bad("wrong method", None, status=405, path=CHAT, method="GET"),
+    Bad("models cannot be deleted", None, status=405, path="/v1/models", method="DELETE"),
+    Bad("no such model", None, "model", 404, "model_not_found", "/v1/models/gpt-5", "GET"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[f"{bad.path} {bad.name}" for bad in BAD])
+def test_a_bad_request(server: Running, client: OpenAI, bad: Bad) -> None:
+    body = bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode()
+    answered = httpx.request(
+        bad.method,
+        server.url + bad.path,
+        content=body if bad.method == "POST" else None,
+        headers={"Content-Type": bad.content_type},
+        timeout=60,
+        trust_env=False,
+    )
+    assert answered.status_code == bad.status, answered.text
+    assert answered.json().keys() == {"error"}
+    error = answered.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    assert "File " not in error["message"]
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error",
+        bad.param,
+        bad.code,
+    )
+    good = client.completions.create(model="chat", prompt="One, two,", max_tokens=1)
+    assert good.usage is not None
+    assert good.usage.completion_tokens == 1
+
+
+def test_the_official_client_knows_our_errors(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "hi"}])
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.completions.create(model="chat", prompt="hi", temperature=-1)
+    assert wrong.value.param == "temperature"
+
+
+def test_a_mistake_of_ours_tells_nothing() -> None:
+    """No server needed: an exception that no code expected, before and within an answer."""
+    api = FastAPI()
+    errors.install(api)
+
+    @api.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("the secret")
+
+    answered = TestClient(api).get("/broken")
+    assert answered.status_code == 500
+    assert answered.json()["error"]["type"] == "server_error"
+    assert "secret" not in answered.text
