@@ -8,6 +8,9 @@ INFRA := .venv-infra/bin/python
 # One environment runs the application, the other deploys it: they disagree about protobuf.
 export UV_PYTHON_DOWNLOADS := never
 
+# Without bytecode on disk each process of a server compiles vLLM for itself, at every start: 30 s of import for 10.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup serve up status down test e2e check tools image lock vendor-kuberay
 
@@ -34,7 +37,7 @@ test: setup ## unit and infrastructure tests, and the real server driven by the 
 	$(APP) -m pytest tests/app
 
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
-	$(INFRA) -m pytest tests/e2e
+	$(INFRA) -m pytest --capture=no tests/e2e
 
 check: setup ## format, lint and types
 	.venv/bin/ruff format --check .

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
+from app.builtin import cache_dir
 from infra.config import ExistingCluster, NativeCluster
 from scripts import tools
 from scripts.console import Problem
@@ -21,7 +22,9 @@ class Kubectl:
     """Runs `binary` with the kubeconfig and context of `cluster`."""
 
     def __init__(self, binary: Path, cluster: NativeCluster | ExistingCluster) -> None:
-        self._command = [str(binary), "--kubeconfig", str(cluster.kubeconfig_path)]
+        # The discovery cache beside our other caches: a native cluster's would stay in ~/.kube for ever.
+        cache = cache_dir() / "kubectl"
+        self._command = [str(binary), "--kubeconfig", str(cluster.kubeconfig_path), "--cache-dir", str(cache)]
         if cluster.context:
             self._command += ["--context", cluster.context]
 

@@ -18,6 +18,7 @@ CLUSTER = {
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "iptables": "iptables",
     "iproute2": "ip",
+    "openssl": "openssl",
     "buildah": "buildah",
     "debootstrap": "debootstrap",
     "debian-archive-keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",

@@ -33,6 +33,8 @@ from app import builtin, errors
 from app.errors import ApiError
 from app.settings import Model
 
+logger = logging.getLogger("ray.serve")
+
 PROBE_SECONDS = 5.0
 """How long /ready waits for one token; probes of load balancers and Kubernetes wait 5 to 10 s."""
 
@@ -82,6 +84,9 @@ def llm_config(model: Model) -> LLMConfig:
                 "VLLM_CPU_KVCACHE_SPACE": str(model.engine.kv_cache_gib),
                 "HF_HUB_OFFLINE": "0" if model.from_hub else "1",
                 "VLLM_NO_USAGE_STATS": "1",
+                # Even an eager engine compiles its sampler, at the first answer that is not greedy, and dies of it
+                # where there is no C++ compiler, as in our image.
+                "TORCHDYNAMO_DISABLE": "1" if model.engine.enforce_eager else "0",
             }
         },
     )
@@ -173,6 +178,7 @@ class Ingress(OpenAiIngress):
                 async for _ in self._get_response(body=probe, call_method="completions"):
                     pass
         except (TimeoutError, ApiError, RayError, RayServeException) as error:
+            logger.warning("readiness probe of the model %s failed: %r", name, error)
             reason = f"the model {name} has not generated a token yet"
             raise ApiError(503, reason, code="not_ready") from error
 

@@ -31,6 +31,9 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
                 # Ready alone stays true on the old cluster while an upgrade is under way.
                 "pulumi.com/waitFor": '["condition=Ready","condition=UpgradeInProgress=False"]',
                 "pulumi.com/timeoutSeconds": str(stack.ready_timeout_seconds),
+                # KubeRay writes the object back with its defaults and so becomes an owner of parts of the spec, which
+                # are ours all the same: without it, the next change ends in a conflict of field managers.
+                "pulumi.com/patchForce": "true",
             },
         },
         "spec": {
@@ -100,8 +103,8 @@ def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[st
                     "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
                     "resources": {
                         # Ray plans with all its cores; what it must share on a small node is waiting time, not memory.
-                        "requests": {"cpu": f"{cpus / 4:g}", "memory": f"{memory_gib / 2:g}Gi"},
-                        "limits": {"cpu": f"{cpus:g}", "memory": f"{memory_gib}Gi"},
+                        "requests": {"cpu": _cores(cpus / 4), "memory": _memory(memory_gib / 2)},
+                        "limits": {"cpu": _cores(cpus), "memory": _memory(memory_gib)},
                     },
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
@@ -116,6 +119,16 @@ def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[st
             ],
         }
     }
+
+
+# Quantities as Kubernetes itself writes them. KubeRay stores the object anew, and what reads differently then looks to
+# Pulumi like a change, in every `up`.
+def _cores(cores: float) -> str:
+    return f"{cores:.0f}" if cores == int(cores) else f"{cores * 1000:.0f}m"
+
+
+def _memory(gib: float) -> str:
+    return f"{gib:.0f}Gi" if gib == int(gib) else f"{gib * 1024:.0f}Mi"
 
 
 class RayServing(pulumi.ComponentResource):

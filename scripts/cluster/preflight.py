@@ -18,7 +18,6 @@ from scripts.console import Problem
 
 _GIB = 1 << 30
 ELSEWHERE = "run it in a virtual machine, or deploy to a cluster you have: cluster.kind existing in the stack file"
-OPENSSL = {"openssl": "openssl"}
 
 # One of each kind of rule that kube-proxy and CNI write.
 _RULES = """\
@@ -149,7 +148,7 @@ def check() -> None:
     root()
     directories()
     alone()
-    packages.ensure(packages.CLUSTER | OPENSSL)
+    packages.ensure(packages.CLUSTER)
     containerd_major()
     port()
     memory()

@@ -48,7 +48,8 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LOG = """\
 INFO starting
-\x1b[36m(ServeReplica:default:LLMServer:chat pid=77)\x1b[0m Traceback (most recent call last):
+\x1b[36m(ServeReplica:default:LLMServer:chat pid=77)\x1b[0m ray.exceptions.RayTaskError(OSError): ray::R
+\x1b[36m(ServeReplica:default:LLMServer:chat pid=77)\x1b[0m RuntimeError: Traceback (most recent call last):
 \x1b[36m(ServeReplica:default:LLMServer:chat pid=77)\x1b[0m   File "x.py", line 1, in load
 \x1b[36m(ServeReplica:default:LLMServer:chat pid=77)\x1b[0m OSError: /weights has no config.json
 INFO retrying
