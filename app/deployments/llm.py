@@ -1,6 +1,7 @@
 """Language models: a ray.serve.llm deployment for each, behind an ingress with OpenAI's routes."""
 
 import asyncio
+import logging
 import json
 import re
 import time
