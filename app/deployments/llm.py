@@ -1,8 +1,8 @@
 """Language models: a ray.serve.llm deployment for each, behind an ingress with OpenAI's routes."""
 
 import asyncio
-import logging
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
