@@ -143,14 +143,17 @@ def from_file(stack: str, root: Path = ROOT) -> StackConfig:
 
 
 def from_pulumi() -> StackConfig:
-    """The config that the running Pulumi program was given."""
-    # pulumi.Config only answers for keys that one asks for; unknown ones must be found, too.
+    """The config that the running Pulumi program was given. Raises RunError, which Pulumi prints without a trace."""
     import pulumi
     from pulumi.runtime import config
 
+    # pulumi.Config only answers for keys that one asks for; unknown ones must be found, too.
     given = {**config.get_config_env(), **config.CONFIG.get()}
     values = {key: _from_json(value) for key, value in _ours(given).items()}
-    return parse(values, f"Pulumi.{pulumi.get_stack()}.yaml")
+    try:
+        return parse(values, f"Pulumi.{pulumi.get_stack()}.yaml")
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
 
 
 def _ours(config: Mapping[str, Any]) -> dict[str, Any]:
