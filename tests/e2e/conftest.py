@@ -3,10 +3,14 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from infra.config import from_file
+from scripts import cluster, diagnose
+from scripts.kubectl import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +49,16 @@ class Stack:
                 lines.append(line)
             code = process.wait(timeout)
         return subprocess.CompletedProcess(["make", *arguments], code, "".join(lines), "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failing test shows what the cluster says, while it is still there."""
+    report = yield
+    if report.when == "call" and report.failed and cluster.running():
+        config = from_file("local")
+        print(diagnose.report(connect(config.cluster), config.namespace))
+    return report
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,16 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
+import yaml
 
 from infra.config import ROOT, StackConfig, from_file
-from scripts import cluster, diagnose
+from infra.platform import kuberay
+from scripts import cluster
 from scripts.kubectl import Kubectl, connect
 from scripts.up import QUESTION, ask
+from scripts.vendor_kuberay import module_dir
 from tests.e2e.conftest import Stack
 
 
@@ -26,6 +30,14 @@ def environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def kubernetes(stack: Stack) -> Kubectl:
     return connect(from_file("local").cluster)
+
+
+def test_vendored_crds_are_those_of_the_operators_module() -> None:
+    published = [
+        yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+        for path in sorted((module_dir() / "config" / "crd" / "bases").glob("*.yaml"))
+    ]
+    assert sorted(kuberay.manifests("kuberay-crds"), key=lambda crd: crd["metadata"]["name"]) == published
 
 
 def test_a_typo_in_the_stack_file_creates_nothing(stack: Stack) -> None:
@@ -52,8 +64,6 @@ def test_up_ends_with_an_answer(stack: Stack) -> None:
 def test_the_model_answers_through_the_service(kubernetes: Kubectl) -> None:
     config = from_file("local")
     answer = ask(kubernetes, config.namespace, "llm-serve-svc", config.serving.models[0].name)
-    if "Paris" not in answer:
-        print(diagnose.report(kubernetes, config.namespace))
     assert "Paris" in answer
 
 
@@ -61,6 +71,16 @@ def test_ready_says_so(kubernetes: Kubectl) -> None:
     namespace = StackConfig().namespace
     path = f"/api/v1/namespaces/{namespace}/services/llm-serve-svc:8000/proxy/ready"
     assert json.loads(kubernetes("get", "--raw", path)) == {"ready": True}
+
+
+def test_the_api_listens_on_loopback_alone(stack: Stack) -> None:
+    port = int(stack.environment["BLUEPRINT_API_PORT"])
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+    assert listening == {"127.0.0.1"}
 
 
 def test_pods_are_not_root_and_cannot_write_their_image(kubernetes: Kubectl) -> None:
