@@ -78,7 +78,7 @@ def test_the_api_listens_on_loopback_alone(stack: Stack) -> None:
     listening = {
         connection.laddr.ip
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
 
