@@ -1,6 +1,7 @@
 """`make down`: take a stack away, and a native cluster with it, and look whether anything was left."""
 
 import argparse
+import contextlib
 import shutil
 
 from pulumi import automation
@@ -31,7 +32,9 @@ def destroy(stack_name: str) -> None:
                 say(f"pulumi destroy failed: {engine.reason(error)}")
     if native:
         cluster.stop()
-        shutil.rmtree(state_dir(), ignore_errors=True)
+        shutil.rmtree(engine.native_home(), ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or the user keeps more in it
+            state_dir().rmdir()
     say(f"stack {stack_name} is down")
 
 

@@ -1,6 +1,7 @@
 """`make up`: from a stack file to a model that answers."""
 
 import argparse
+import shutil
 import time
 
 import httpx
@@ -33,6 +34,9 @@ def read_config(stack: str) -> StackConfig:
 def prepare_native(stack: StackConfig) -> None:
     """A running native cluster with every image on its node."""
     bin_dir = tools.ensure("kubernetes", "coredns", "kuberay", "pause")
+    if not cluster.running():
+        # Of a cluster that was killed; its state would tell Pulumi that all is there.
+        shutil.rmtree(engine.native_home(), ignore_errors=True)
     cluster.start(bin_dir)
     if not images.has(kuberay.IMAGE):
         # Built from the same release: on a machine without registries it stands in for the published image.
