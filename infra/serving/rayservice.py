@@ -97,8 +97,6 @@ def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[st
                     "env": [
                         {"name": "HOME", "value": _HOME},
                         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
-                        # Ray gives a starting node 30 s, which a busy machine exceeds; the pod then starts anew.
-                        {"name": "RAY_raylet_start_wait_time_s", "value": "180"},
                     ],
                     "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
                     "resources": {
