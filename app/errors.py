@@ -4,7 +4,10 @@ What the caller did wrong is a 4xx that names it; what we did wrong is a 500 tha
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,23 +18,44 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger("ray.serve")
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """Raised anywhere behind a route to answer with `status` and OpenAI's error object.
 
-    `param` names the request's field at fault, `code` is for programs, `message` for people.
+    `param` names the request's field at fault, `code` is for programs, `message` for people; `retry_after` is the
+    header, in seconds.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(status, message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Callable[..., "ApiError"], tuple[()], dict[str, Any]]:
+        # Exceptions are pickled by their positional arguments, and this one travels between replicas.
+        return partial(ApiError, self.status, self.message), (), self.__dict__
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            kind = "rate_limit_error"
+        else:
+            kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, self.status)
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
+        return JSONResponse(self.body(), self.status, headers)
 
 
 def install(api: FastAPI) -> None:

@@ -6,7 +6,8 @@ import click
 from ray.serve import Application
 
 from app.builtin import BuiltinModelError
-from app.settings import SettingsError, load, parse
+from app.settings import Settings, load, parse
+from app.validation import SettingsError
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -16,11 +17,23 @@ def app(args: dict[str, Any]) -> Application:
     names a YAML file, and a cluster gives the settings themselves (`serve_config`).
     """
     try:
-        settings = load(args["settings"]) if args.keys() == {"settings"} else parse(args)
-        # Not at the top: it imports vLLM for many seconds, and a typo should be told at once.
-        from app.deployments import llm
-
-        return llm.build(settings.models)
+        return graph(load(args["settings"]) if args.keys() == {"settings"} else parse(args))
     except (SettingsError, BuiltinModelError) as error:
         # The one exception that `serve run` prints as a message, without a stack trace.
         raise click.ClickException(str(error)) from None
+
+
+def graph(settings: Settings) -> Application:
+    """All deployments, and who calls whom."""
+    # Not at the top: they import vLLM for many seconds, and a typo should be told at once.
+    from app.deployments import embeddings, gateway, llm
+
+    return gateway.deployment(settings).bind(
+        settings,
+        models={
+            model.deployment(variant): llm.build(model, variant)
+            for model in settings.models
+            for variant in model.variants
+        },
+        embeddings={model.deployment: embeddings.build(model) for model in settings.embeddings},
+    )

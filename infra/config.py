@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from app.settings import Settings, SettingsError, Strict, validate
+from app.settings import Demand, Settings, SettingsError, Strict, demands, validate
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "blueprint"
@@ -82,7 +82,8 @@ class WorkerGroup(Strict):
     name: str = Field(default="cpu", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="Group name.")
     replicas: int = Field(default=1, ge=1, description="Number of pods.")
     cpus: int = Field(default=2, ge=1, description="Cores of a pod: its limit, and what Ray may schedule.")
-    memory_gib: int = Field(default=8, ge=2, description="Memory limit of a pod, in GiB.")
+    gpus: int = Field(default=0, ge=0, description="GPUs of a pod.")
+    memory_gib: int = Field(default=10, ge=2, description="Memory limit of a pod, in GiB.")
 
 
 class StackConfig(Strict):
@@ -103,23 +104,29 @@ class StackConfig(Strict):
     @model_validator(mode="after")
     def _replicas_fit(self) -> "StackConfig":
         """A replica that fits no pod waits for ever, with nothing but a warning in Ray's log."""
-        largest = max(group.cpus for group in self.workers)
-        offered = sum(group.cpus * group.replicas for group in self.workers)
-        wanted = 0.0
-        for index, model in enumerate(self.serving.models):
-            cpus = model.scaling.num_cpus
-            if cpus > largest:
+        wanted = list(demands(self.serving))
+        for demand in wanted:
+            _require_a_pod_for(demand, self.workers)
+        for unit, resource in (("CPUs", "cpus"), ("GPUs", "gpus")):
+            offered = sum(getattr(group, resource) * group.replicas for group in self.workers)
+            needed = sum(getattr(demand, resource) * demand.replicas for demand in wanted)
+            if needed > offered:
                 raise ValueError(
-                    f"serving.models.{index}.scaling.num_cpus: {cpus:g} is more than a worker pod has "
-                    f"({largest}); raise workers.*.cpus or lower num_cpus"
+                    f"serving: all replicas together need {needed:g} {unit}, and the workers have {offered}; "
+                    f"fix: raise workers.*.replicas or {resource}, or lower num_replicas or max_replicas"
                 )
-            wanted += cpus * model.scaling.num_replicas
-        if wanted > offered:
-            raise ValueError(
-                f"serving.models: all replicas together need {wanted:g} CPUs and workers offer "
-                f"{offered}; raise workers.*.replicas or cpus, or lower num_replicas"
-            )
         return self
+
+
+def _require_a_pod_for(demand: Demand, workers: list[WorkerGroup]) -> None:
+    """ValueError when no pod can hold what of a replica must be in one place."""
+    gpus = demand.gpus if demand.one_node else min(demand.gpus, 1)
+    if not any(demand.cpus <= group.cpus and gpus <= group.gpus for group in workers):
+        pods = ", ".join(f"{group.name} ({group.cpus} CPUs, {group.gpus} GPUs)" for group in workers)
+        raise ValueError(
+            f"serving.{demand.key}: a replica needs {demand.cpus:g} CPUs and {gpus:g} GPUs of one pod, and no worker "
+            f"group has them: {pods}; fix: raise the cpus or gpus of one, or lower the replica's placement"
+        )
 
 
 def parse(values: Mapping[str, Any], source: str) -> StackConfig:

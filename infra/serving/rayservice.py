@@ -56,7 +56,7 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
                         "replicas": group.replicas,
                         "minReplicas": group.replicas,
                         "maxReplicas": group.replicas,
-                        "rayStartParams": {"num-cpus": str(group.cpus)},
+                        "rayStartParams": {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)},
                         "template": _worker(group, reference),
                     }
                     for group in stack.workers
@@ -73,10 +73,12 @@ def _head(head: Head, reference: str) -> dict[str, Any]:
 
 def _worker(group: WorkerGroup, reference: str) -> dict[str, Any]:
     ports = {"serve": SERVE_PORT, "metrics": 8080}
-    return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports)
+    return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports, group.gpus)
 
 
-def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int]) -> dict[str, Any]:
+def _pod(
+    name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int], gpus: int = 0
+) -> dict[str, Any]:
     """A Ray pod within Pod Security's "restricted", with nothing writable but scratch space."""
     return {
         "spec": {
@@ -102,7 +104,11 @@ def _pod(name: str, reference: str, cpus: float, memory_gib: int, ports: dict[st
                     "resources": {
                         # Ray plans with all its cores; what it must share on a small node is waiting time, not memory.
                         "requests": {"cpu": _cores(cpus / 4), "memory": _memory(memory_gib / 2)},
-                        "limits": {"cpu": _cores(cpus), "memory": _memory(memory_gib)},
+                        "limits": {
+                            "cpu": _cores(cpus),
+                            "memory": _memory(memory_gib),
+                            **({"nvidia.com/gpu": str(gpus)} if gpus else {}),
+                        },
                     },
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

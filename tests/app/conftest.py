@@ -1,10 +1,12 @@
 """One real server for all tests of the application, and vLLM's own server to compare it with.
 
-The server is what `make serve` starts, on its port: real Ray, real vLLM, the real built-in model.
-vLLM's own runs first and alone, since each takes all cores.
+The server is what `make serve` starts, on its port: real Ray, real vLLM, the real built-in models. Its settings are the
+defaults but for what tests need to see: a LoRA adapter, a short queue, quick health checks. vLLM's own server runs
+first and alone, since each takes all cores.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,11 +21,15 @@ from typing import NamedTuple
 import httpx
 import psutil
 import pytest
+import yaml
 from openai import DefaultHttpxClient, OpenAI
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.builtin import cache_dir, ensure
-from app.settings import Model
+from app.settings import Model, Settings, load
 from scripts.serve import URL
+from tests.app import lora
 
 ROOT = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
@@ -67,8 +73,8 @@ def wait_for(what: str, condition: Callable[[], bool], process: subprocess.Popen
 
 
 @contextlib.contextmanager
-def started(command: list[str | Path], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, which must end in order when it is told to, with all that it started."""
+def started(command: list[str | Path], log: Path, status: int | None = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours, which must end when it is told to, with all that it started, and with `status` if given."""
     mark = uuid.uuid4().hex
     environment = {**os.environ, MARK: mark, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as file:
@@ -82,7 +88,7 @@ def started(command: list[str | Path], log: Path) -> Iterator[subprocess.Popen[b
         for left in alive:
             left.kill()
     assert not alive, f"{command} left processes behind: {alive}"
-    assert process.wait(timeout=1) == 0, f"{command} ended with {process.returncode}"
+    assert status in (None, process.wait(timeout=1)), f"{command} ended with {process.returncode}"
 
 
 def _marked(mark: str) -> list[psutil.Process]:
@@ -103,19 +109,18 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_answers(logs: Path) -> list[str | None]:
     """What vLLM's own server answers to PROMPTS, with our engine arguments."""
     model = Model()
-    assert model.builtin is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (variant,) = model.variants
+    assert variant.builtin is not None
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command: list[str | Path] = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--model", ensure(model.builtin), "--served-model-name", model.name),
-        *("--max-model-len", str(model.engine.max_model_len)),
-        *("--dtype", model.engine.dtype, "--enforce-eager"),
+        *("--model", ensure(variant.builtin), "--served-model-name", model.name),
+        *("--max-model-len", str(variant.engine.max_model_len)),
+        *("--dtype", variant.engine.dtype, "--enforce-eager"),
     ]
-    assert model.engine.enforce_eager
+    assert variant.engine.enforce_eager
 
     def answers() -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -137,14 +142,70 @@ class Probe(NamedTuple):
 
 class Running(NamedTuple):
     url: str
+    settings: Settings
+    process: subprocess.Popen[bytes]
     output: str
     """What `make serve` printed."""
     probes: list[Probe]
     """Answers of /v1/models and /ready while it started, in order."""
 
+    def processes(self) -> list[psutil.Process]:
+        """All that belong to it."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def metrics(self) -> dict[str, Metric]:
+        return metrics(Path("/tmp/ray"))
+
+
+def metrics(temp_dir: Path) -> dict[str, Metric]:
+    """What the Ray with this directory exports to Prometheus now, by the metric's name."""
+    found: dict[str, Metric] = {}
+    # Ray writes the addresses for Prometheus to read.
+    discovery = json.loads((temp_dir / "prom_metrics_service_discovery.json").read_text())
+    for target in discovery[0]["targets"]:
+        text = httpx.get(f"http://{target}/metrics", trust_env=False, timeout=30).text
+        found |= {metric.name: metric for metric in text_string_to_metric_families(text)}
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def eventually(what: str, condition: Callable[[], bool], seconds: float) -> None:
+    """Return when `condition` holds; fail when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.2)
+
 
 @pytest.fixture(scope="session")
-def server(logs: Path, vllm_answers: list[str | None]) -> Generator[Running]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings of the server under test."""
+    directory = tmp_path_factory.mktemp("settings")
+    adapter = lora.make(ensure("smollm2-135m-instruct"), directory / "adapter")
+    variant = {
+        "engine": {"tool_call_parser": "hermes", "max_lora_rank": lora.RANK},
+        "adapters": [{"name": "odd", "source": str(adapter)}],
+        "scaling": {
+            "max_queued_requests": 4,
+            "retry_after_s": 7,
+            "health_check_period_s": 2,
+            "health_check_timeout_s": 15,
+        },
+    }
+    file = directory / "settings.yaml"
+    file.write_text(
+        yaml.safe_dump({"models": [{"name": "chat", "variants": [variant]}], "gateway": {"max_body_mib": 1}})
+    )
+    return file
+
+
+@pytest.fixture(scope="session")
+def server(logs: Path, settings: Path, vllm_answers: list[str | None]) -> Generator[Running]:
     """The server of `make serve`, once it says that it is ready."""
     log = logs / "serve.log"
     probes: list[Probe] = []
@@ -155,9 +216,9 @@ def server(logs: Path, vllm_answers: list[str | None]) -> Generator[Running]:
             probes.append(Probe(models, http.get(f"{URL}/ready", timeout=10)))
         return "Ctrl-C stops it." in log.read_text()
 
-    with started([sys.executable, "-m", "scripts.serve"], log) as process:
+    with started([sys.executable, "-m", "scripts.serve", str(settings)], log) as process:
         wait_for("make serve", announced, process)
-        yield Running(URL, log.read_text(), probes)
+        yield Running(URL, load(settings), process, log.read_text(), probes)
 
 
 @pytest.fixture(scope="session")

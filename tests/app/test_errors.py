@@ -1,6 +1,8 @@
 """Bad requests: each gets a 4xx in OpenAI's shape that names the fault, and harms nobody else."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import httpx
@@ -11,10 +13,11 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from app import errors
-from tests.app.conftest import Running
+from tests.app.conftest import Running, eventually
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 
 
 class Bad(NamedTuple):
@@ -39,6 +42,11 @@ def text(name: str, param: str | None = None, /, **fields: Any) -> Bad:
     return Bad(name, {"model": "chat", "prompt": "hi", "max_tokens": 4, **fields}, param, path=TEXT)
 
 
+def embed(name: str, param: str | None = "input", /, **fields: Any) -> Bad:
+    """A good request for embeddings but for `fields`."""
+    return Bad(name, {"model": "embed", "input": "hi", **fields}, param, path=EMBEDDINGS)
+
+
 def message(content: Any, role: str = "user") -> list[dict[str, Any]]:
     return [{"role": role, "content": content}]
 
@@ -58,7 +66,10 @@ BAD = [
     Bad("half a character", b'{"model":"chat","messages":[{"role":"user","content":"\\ud800"}]}'),
     Bad("half a character in text", b'{"model": "chat", "prompt": "\\udfff"}', path=TEXT),
     chat("unknown model", "model", model="gpt-5")._replace(status=404, code="model_not_found"),
-    chat("LoRA adapter", "model", model="chat:x")._replace(status=404, code="model_not_found"),
+    chat("unknown variant", "model", model="chat@x")._replace(status=404, code="model_not_found"),
+    chat("embedding model", "model", model="embed")._replace(status=404, code="model_not_found"),
+    chat("empty model", "model", model="")._replace(status=404, code="model_not_found"),
+    chat("unknown LoRA adapter", "model", model="chat:x")._replace(status=404, code="model_not_found"),
     text("unknown model", "model", model="gpt-5")._replace(status=404, code="model_not_found"),
     chat("model is a number", "model", model=3),
     Bad("no messages", {"model": "chat"}, "messages"),
@@ -101,6 +112,41 @@ BAD = [
     text("tokens that do not exist", prompt=[99_999_999]),
     text("prompt is an object", "prompt", prompt={"a": 1}),
     text("suffix", suffix="end"),
+    Bad("truncated JSON", b'{"input": ', path=EMBEDDINGS),
+    Bad("no body", b"", path=EMBEDDINGS),
+    Bad("a list", ["hi"], path=EMBEDDINGS),
+    Bad("no input", {"model": "embed"}, "input", path=EMBEDDINGS),
+    embed("empty text", input=""),
+    embed("only spaces", input="  \n"),
+    embed("empty list", input=[]),
+    embed("empty text in a list", input=["hi", ""]),
+    embed("null", input=None),
+    embed("a number", input=3),
+    embed("true", input=True),
+    embed("an object", input={"text": "hi"}),
+    embed("null in a list", input=["hi", None]),
+    embed("tokens", input=[1, 2, 3]),
+    embed("lists of tokens", input=[[1, 2], [3]]),
+    embed("half a character", input="\ud800"),
+    embed("half a character in a list", input=["hi", "\udfff"]),
+    embed("too many texts", input=["hi"] * 2049),
+    embed("too long", input=LONG)._replace(code="context_length_exceeded"),
+    embed("too long in a list", input=["hi", LONG])._replace(code="context_length_exceeded"),
+    embed("unknown model", "model", model="gpt-5")._replace(status=404, code="model_not_found"),
+    embed("language model", "model", model="chat")._replace(status=404, code="model_not_found"),
+    embed("model is a number", "model", model=3),
+    embed("unknown encoding", "encoding_format", encoding_format="int8"),
+    embed("encoding is a number", "encoding_format", encoding_format=8),
+    embed("other dimensions", "dimensions", dimensions=128),
+    embed("dimensions are text", "dimensions", dimensions="384"),
+    embed("cut off at nothing", "truncate_prompt_tokens", truncate_prompt_tokens=0),
+    embed("cut off below nothing", "truncate_prompt_tokens", truncate_prompt_tokens=-2),
+    embed("cut off at half a token", "truncate_prompt_tokens", truncate_prompt_tokens=1.5),
+    embed("unknown field", "temperature", temperature=1),
+    Bad("body of 1 MiB and more", b'"' + b"x" * 2**20 + b'"', None, 413, "request_too_large"),
+    Bad("body of 1 MiB and more", b'"' + b"x" * 2**20 + b'"', None, 413, "request_too_large", EMBEDDINGS),
+    Bad("no such model to be ready", None, "model", 404, "model_not_found", "/ready/gpt-5", "GET"),
+    Bad("wrong method", None, status=405, path=EMBEDDINGS, method="GET"),
     Bad("unknown route", None, status=404, path="/v1/nothing", method="GET"),
     Bad("unknown route, posted", {}, status=404, path="/v2/chat/completions"),
     Bad("wrong method", None, status=405, path=CHAT, method="GET"),
@@ -144,6 +190,69 @@ def test_the_official_client_knows_our_errors(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
         client.completions.create(model="chat", prompt="hi", temperature=-1)
     assert wrong.value.param == "temperature"
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BAD) >= 80
+
+
+def test_a_body_without_end_is_cut_off(server: Running) -> None:
+    """Its length is not announced, so that only counting helps."""
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 2**26:
+            sent += 2**16
+            yield b"x" * 2**16
+
+    headers = {"Content-Type": "application/json"}
+    answered = httpx.post(f"{server.url}{CHAT}", content=endless(), headers=headers, trust_env=False, timeout=60)
+    assert (answered.status_code, answered.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_overload_is_told_at_once(server: Running) -> None:
+    """More requests than one replica takes and than may wait: the rest is refused, and told when to try again."""
+    scaling = server.settings.models[0].variants[0].scaling
+    fits = scaling.max_ongoing_requests + scaling.max_queued_requests
+    body = {"model": "chat", "prompt": "One, two,", "max_tokens": 16, "ignore_eos": True}
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{server.url}{TEXT}", json=body, trust_env=False, timeout=120)
+
+    with ThreadPoolExecutor(2 * fits) as pool:
+        answers = list(pool.map(ask, range(2 * fits)))
+    good = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(good) + len(refused) == len(answers)
+    assert len(good) >= scaling.max_ongoing_requests
+    assert refused
+    for answer in refused:
+        assert answer.headers["Retry-After"] == str(scaling.retry_after_s)
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
+    assert ask(0).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
+    """The engine's own figures: a stream runs, its reader goes, and nothing runs long before the answer's end."""
+
+    def figure(name: str) -> float:
+        metric = server.metrics().get(name)
+        return sum(sample.value for sample in metric.samples if sample.name == name) if metric else 0
+
+    def running() -> float:
+        return figure("ray_vllm_num_requests_running")
+
+    tokens = 1900
+    eventually("nothing runs", lambda: running() == 0, 60)
+    before = figure("ray_vllm_generation_tokens_total")
+    body = {"model": "chat", "prompt": "Once upon", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}{TEXT}", json=body, trust_env=False, timeout=60) as stream:
+        assert next(stream.iter_lines()).startswith("data: ")
+        eventually("the stream runs", lambda: running() == 1, 60)
+    eventually("nothing runs", lambda: running() == 0, 30)
+    assert figure("ray_vllm_generation_tokens_total") - before < tokens
 
 
 def test_a_mistake_of_ours_tells_nothing() -> None:

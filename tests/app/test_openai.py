@@ -1,14 +1,20 @@
 """The server through OpenAI's own client: right answers, in every way that one may ask."""
 
+import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from openai import OpenAI
 
 from tests.app.conftest import PROMPTS, Running, answer
+
+HELLO: Any = [{"role": "user", "content": "Say hi"}]
 
 
 @pytest.mark.parametrize("index", range(len(PROMPTS)))
@@ -81,10 +87,125 @@ def test_stop_sequences_and_seeds(client: OpenAI) -> None:
 
 
 def test_models(client: OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert (model.id, model.object) == ("chat", "model")
-    assert model.created > 0
-    assert client.models.retrieve("chat") == model
+    models = client.models.list().data
+    assert [model.id for model in models] == ["chat", "chat:odd", "embed"]
+    for model in models:
+        assert model.object == "model"
+        assert model.created > 0
+        assert client.models.retrieve(model.id) == model
+
+
+def test_a_variant_can_be_pinned(client: OpenAI) -> None:
+    completion = client.chat.completions.create(model="chat@stable", messages=HELLO, max_tokens=4)
+    assert completion.model == "chat"
+
+
+def test_a_model_may_be_left_out_where_there_is_one(server: Running) -> None:
+    body = {"messages": HELLO, "max_tokens": 1}
+    answered = httpx.post(f"{server.url}/v1/chat/completions", json=body, trust_env=False, timeout=60)
+    assert (answered.status_code, answered.json()["model"]) == (200, "chat")
+
+
+def test_an_adapter_changes_the_answer(client: OpenAI) -> None:
+    def ask(model: str) -> tuple[str, str | None]:
+        done = client.chat.completions.create(model=model, messages=HELLO, max_tokens=12, temperature=0)
+        return done.model, done.choices[0].message.content
+
+    plain = ask("chat")
+    adapted = ask("chat:odd")
+    assert (plain[0], adapted[0]) == ("chat", "chat:odd")
+    assert plain[1] != adapted[1]
+    assert ask("chat@stable:odd") == adapted
+    assert ask("chat") == plain
+
+
+def test_several_choices_with_logprobs(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="chat", messages=HELLO, max_tokens=6, n=3, seed=1, temperature=1, logprobs=True, top_logprobs=2
+    )
+    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    for choice in done.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content
+        for token in choice.logprobs.content:
+            assert token.logprob <= 0
+            assert len(token.top_logprobs) == 2
+
+
+def test_structured_outputs(client: OpenAI) -> None:
+    properties = {"city": {"type": "string", "enum": ["Paris", "Rome"]}, "large": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    done = client.chat.completions.create(
+        model="chat",
+        messages=HELLO,
+        max_tokens=64,
+        response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}},
+    )
+    jsonschema.validate(json.loads(done.choices[0].message.content or ""), schema)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_tool_calls(client: OpenAI, choice: Any, stream: bool) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+    }
+    tool: Any = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
+    wanted: dict[str, Any] = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+        "max_tokens": 64,
+        "temperature": 0,
+        "tools": [tool],
+        "tool_choice": choice,
+    }
+    if stream:
+        chunks = list(client.chat.completions.create(**wanted, stream=True))
+        calls = [call for chunk in chunks if chunk.choices for call in chunk.choices[0].delta.tool_calls or []]
+        parts = [call.function for call in calls if call.function]
+        name = next(part.name for part in parts if part.name)
+        arguments = "".join(part.arguments or "" for part in parts)
+    else:
+        (call,) = client.chat.completions.create(**wanted).choices[0].message.tool_calls
+        name, arguments = call.function.name, call.function.arguments
+    assert name == "get_weather"
+    jsonschema.validate(json.loads(arguments), parameters)
+
+
+def test_tools_are_offered_when_the_model_may_choose(client: OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    done = client.chat.completions.create(model="chat", messages=HELLO, max_tokens=4, tools=[tool], tool_choice="auto")
+    without = client.chat.completions.create(model="chat", messages=HELLO, max_tokens=4)
+    assert done.usage is not None
+    assert without.usage is not None
+    assert done.usage.prompt_tokens >= without.usage.prompt_tokens
+
+
+def test_32_streams_at_once_complete(client: OpenAI) -> None:
+    def stream(number: int) -> tuple[str, str | None, int]:
+        chunks = list(
+            client.chat.completions.create(
+                model="chat",
+                messages=[{"role": "user", "content": PROMPTS[number % len(PROMPTS)]}],
+                max_tokens=24,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        reason = next(c.choices[0].finish_reason for c in reversed(chunks) if c.choices)
+        assert chunks[-1].usage is not None
+        return text, reason, chunks[-1].usage.completion_tokens
+
+    with ThreadPoolExecutor(32) as pool:
+        done = list(pool.map(stream, range(32)))
+    for text, reason, tokens in done:
+        assert text
+        assert reason in ("stop", "length")
+        assert 0 < tokens <= 24
 
 
 def test_health(server: Running) -> None:
@@ -110,7 +231,7 @@ def test_what_make_serve_says(server: Running) -> None:
     """The first answer is there, and the Python example works as it is printed."""
     assert "Paris" in server.output
     assert f"curl {server.url}/v1/chat/completions" in server.output
-    example = textwrap.dedent(server.output.partition("will do):\n")[2].partition("\n\nlog:")[0])
+    example = textwrap.dedent(server.output.partition("will do):\n")[2].partition("\n\nmodels:")[0])
     assert example.startswith("from openai import OpenAI")
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

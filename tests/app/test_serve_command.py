@@ -22,12 +22,22 @@ def _serve_run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_wrong_settings_are_one_message(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text("models:\n- engine: {kv_cache: 2}\n")
+    file.write_text("models:\n- variants:\n  - engine: {kv_cache: 2}\n")
     done = _serve_run(f"settings={file}")
     assert done.returncode == 1
-    assert "models.0.engine.kv_cache = 2: there is no such key" in done.stderr
+    assert "models.0.variants.0.engine.kv_cache = 2: there is no such key" in done.stderr
     assert "did you mean kv_cache_gib?" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_make_serve_tells_wrong_settings_before_it_starts_anything(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("models:\n- variants:\n  - scaling: {smoothing_factor: 1}\n")
+    command = [sys.executable, "-m", "scripts.serve", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "scaling.smoothing_factor = 1: Ray has renamed it; fix: use upscaling_factor" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_missing_settings_are_one_message() -> None:

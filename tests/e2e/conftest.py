@@ -1,6 +1,8 @@
-"""The end-to-end tests drive the Makefile as a user would, on a cluster of their own."""
+"""The end-to-end tests drive the Makefile as a user would. One cluster of their own serves the whole run.
 
-import os
+Each directory is a scenario, and any can be run alone: `pytest tests/e2e/gpus`.
+"""
+
 import socket
 import subprocess
 from collections.abc import Generator, Iterator
@@ -8,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import from_file
+from infra.config import ROOT, from_file
 from scripts import cluster, diagnose
-from scripts.kubectl import connect
+from scripts.kubectl import Kubectl, connect
 
-ROOT = Path(__file__).parents[2]
+SCENARIOS = Path(__file__).parent
+reported: list[BaseException | None] = []
 
 
 def free_port() -> int:
@@ -22,15 +25,10 @@ def free_port() -> int:
 
 
 class Stack:
-    """The local stack with its state in a directory of the test's own; caches are the user's."""
+    """The local stack with its state in a directory of the tests' own; caches are the user's."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        self.environment = {
-            **os.environ,
-            "BLUEPRINT_STATE": str(state),
-            "BLUEPRINT_API_PORT": str(free_port()),
-        }
 
     def make(self, *arguments: str, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
         """Run make; what it prints is shown as it comes, and returned."""
@@ -38,7 +36,6 @@ class Stack:
         with subprocess.Popen(
             ["make", *arguments],
             cwd=ROOT,
-            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,18 +48,48 @@ class Stack:
         return subprocess.CompletedProcess(["make", *arguments], code, "".join(lines), "")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """up/ comes first, since some of it needs a machine where nothing runs yet, and down/ last."""
+    first, last = SCENARIOS / "up", SCENARIOS / "down"
+    items.sort(key=lambda item: (last in item.path.parents) - (first in item.path.parents))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failing test shows what the cluster says, while it is still there."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failing test shows what the cluster says, while it is still there, of its module's NAMESPACE or the stack's."""
     report = yield
-    if report.when == "call" and report.failed and cluster.running():
+    error = call.excinfo and call.excinfo.value
+    # A fixture's failure comes again with every test that wants it.
+    if report.failed and report.when != "teardown" and error not in reported and cluster.running():
+        reported.append(error)
         config = from_file("local")
-        print(diagnose.report(connect(config.cluster), config.namespace))
+        namespace = getattr(getattr(item, "module", None), "NAMESPACE", config.namespace)
+        print(diagnose.report(connect(config.cluster), namespace))
     return report
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Nothing runs before `make up`, and nothing after the last test."""
     stack = Stack(tmp_path_factory.mktemp("state") / "blueprint")
-    yield stack
-    stack.make("down")
+    with pytest.MonkeyPatch.context() as environment:
+        # For the code under test that is called from here as well as for the commands.
+        environment.setenv("BLUEPRINT_STATE", str(stack.state))
+        environment.setenv("BLUEPRINT_API_PORT", str(free_port()))
+        yield stack
+        stack.make("down")
+
+
+@pytest.fixture(scope="session")
+def deployed(stack: Stack) -> subprocess.CompletedProcess[str]:
+    """What the one `make up` of this run said."""
+    done = stack.make("up")
+    assert done.returncode == 0
+    return done
+
+
+@pytest.fixture(scope="session")
+def kubernetes(deployed: subprocess.CompletedProcess[str]) -> Kubectl:
+    return connect(from_file("local").cluster)

@@ -8,7 +8,7 @@ import yaml
 
 from app import settings
 from infra import versions
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import ROOT, StackConfig, WorkerGroup, from_file
 from infra.platform import kuberay
 from infra.serving.rayservice import rayservice
 
@@ -51,12 +51,46 @@ def test_the_check_finds_a_misspelt_field(crd: jsonschema.Draft202012Validator) 
 
 
 def test_application_args_are_the_settings_of_the_stack() -> None:
-    values = {"models": [{"name": "other", "scaling": {"max_ongoing_requests": 7}}]}
+    values = {"models": [{"name": "other", "variants": [{"scaling": {"max_ongoing_requests": 7}}]}]}
     stack = StackConfig(serving=settings.parse(values))
     rendered = yaml.safe_load(rayservice("llm", stack)["spec"]["serveConfigV2"])
     (application,) = rendered["applications"]
     assert settings.parse(application["args"]) == stack.serving
     assert application["import_path"] == "app.main:app"
+
+
+def test_batching_is_user_config_so_that_it_changes_live() -> None:
+    values = {"embeddings": [{"batching": {"max_batch_size": 8}}]}
+    stack = StackConfig(serving=settings.parse(values))
+    (application,) = yaml.safe_load(rayservice("llm", stack)["spec"]["serveConfigV2"])["applications"]
+    (deployment,) = application["deployments"]
+    assert deployment["user_config"] == stack.serving.embeddings[0].batching.model_dump()
+    assert "batching" not in str(application["args"])
+
+
+GPUS = WorkerGroup(name="h100", replicas=3, cpus=96, gpus=8, memory_gib=900)
+
+
+def test_workers_tell_kubernetes_and_ray_of_their_gpus(crd: jsonschema.Draft202012Validator) -> None:
+    manifest = rayservice("llm", StackConfig(workers=[WorkerGroup(), GPUS]))
+    crd.validate(manifest)
+    cpu, gpu = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (gpu["groupName"], gpu["minReplicas"], gpu["replicas"], gpu["maxReplicas"]) == ("h100", 3, 3, 3)
+    assert gpu["rayStartParams"] == {"num-cpus": "96", "num-gpus": "8"}
+    assert limits(gpu) == {"cpu": "96", "memory": "900Gi", "nvidia.com/gpu": "8"}
+    assert cpu["rayStartParams"] == {"num-cpus": "2", "num-gpus": "0"}
+    assert limits(cpu) == {"cpu": "2", "memory": "10Gi"}
+
+
+def test_the_head_runs_no_replica() -> None:
+    head = rayservice("llm", StackConfig(workers=[WorkerGroup(), GPUS]))["spec"]["rayClusterConfig"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert "nvidia.com/gpu" not in limits(head)
+
+
+def limits(group: dict[str, Any]) -> dict[str, str]:
+    (container,) = group["template"]["spec"]["containers"]
+    return container["resources"]["limits"]
 
 
 def test_pods_are_restricted_and_the_dashboard_wants_a_token() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from app import builtin
-from app.builtin import BuiltinModelError, cache_dir, ensure, intact
+from app.builtin import BuiltinModelError, Package, cache_dir, ensure, intact
 
 MODEL = "tiny"
 FILES = {"config.json": b"{}", "model.safetensors": bytes(1000)}
@@ -30,7 +30,7 @@ def _convert(_: str, directory: Path) -> None:
 @pytest.fixture(autouse=True)
 def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLUEPRINT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: "pytest"})  # any installed package
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("pytest", "language")})  # any installed package
     monkeypatch.setattr(builtin, "convert", _convert)
 
 
@@ -178,6 +178,22 @@ def test_a_place_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: "no-such-package"})
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("no-such-package", "language")})
     with pytest.raises(BuiltinModelError, match="needs the Python package no-such-package; fix: "):
         ensure(MODEL)
+
+
+def test_a_model_in_its_packages_own_files_is_used_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = tmp_path / "site" / "tiny_weights" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").touch()
+    metadata = tmp_path / "site" / "tiny_weights-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "embedding", "model")})
+    before = _state(tmp_path)
+    assert ensure(MODEL) == model
+    assert _state(tmp_path) == before

@@ -1,0 +1,109 @@
+"""Embeddings: texts of many requests, gathered into one batch, go through a transformers encoder at once."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ray import serve
+from ray.serve import Application
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer, BatchEncoding
+
+from app import builtin
+from app.errors import ApiError
+from app.settings import Batching, EmbeddingModel
+from app.validation import validate
+
+
+class Embedded(NamedTuple):
+    """The answer to one request."""
+
+    vectors: np.ndarray
+    """float32 [texts, dimensions], each of length 1."""
+    tokens: int
+    """Number of tokens of all texts, with those that the tokenizer adds."""
+
+
+def build(model: EmbeddingModel) -> Application:
+    """The Serve deployment of one embedding model."""
+    deployment = serve.deployment(
+        name=model.deployment,
+        user_config=model.batching.model_dump(),
+        ray_actor_options={
+            **model.placement.options(),
+            "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "0" if model.from_hub else "1"}},
+        },
+        **model.scaling.options(),
+    )
+    return deployment(Embeddings).bind(model)
+
+
+class Embeddings:
+    """One replica: tokenizer and encoder, on a GPU when the placement asks for one."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        torch.set_num_threads(max(1, round(model.placement.num_cpus)))
+        source = str(builtin.ensure(model.builtin)) if model.builtin else model.source
+        self._settings = model
+        self._device = torch.device("cuda" if model.placement.num_gpus else "cpu")
+        self._tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision, padding_side="right")
+        encoder = AutoModel.from_pretrained(source, revision=model.revision, dtype=getattr(torch, model.dtype))
+        self._encoder = encoder.to(self._device).eval()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new `Batching` settings while requests go on. Raises SettingsError."""
+        batching = validate(Batching, user_config, "user_config")
+        encode: Any = self._encode  # @serve.batch adds the two methods
+        encode.set_max_batch_size(batching.max_batch_size)
+        encode.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
+
+    async def embed(self, texts: Sequence[str], truncate: int | None = None) -> Embedded:
+        """Vectors of `texts`, in their order.
+
+        A text of more tokens than the model takes is an ApiError (400), unless `truncate` says at how many tokens to
+        cut every text off: vLLM's truncate_prompt_tokens, -1 for as many as the model takes.
+        """
+        limit = self._settings.max_tokens
+        cut = limit if truncate == -1 else truncate
+        encoded = await asyncio.to_thread(
+            self._tokenizer, list(texts), truncation=cut is not None, max_length=min(cut or limit, limit)
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        for index, tokens in enumerate(ids):
+            if len(tokens) > limit:
+                raise ApiError(
+                    400,
+                    f"input {index} has {len(tokens)} tokens, and the model takes {limit}; "
+                    "shorten it, or set truncate_prompt_tokens to -1 to have it cut off",
+                    param="input",
+                    code="context_length_exceeded",
+                )
+        # Texts of like length share a batch, which is padded to its longest.
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        vectors = await asyncio.gather(*(self._encode(ids[index]) for index in order))
+        result = np.empty((len(ids), vectors[0].shape[0]), dtype=np.float32)
+        result[order] = vectors
+        return Embedded(result, sum(map(len, ids)))
+
+    @serve.batch
+    async def _encode(self, batch: list[list[int]]) -> list[np.ndarray]:
+        """The vectors of a batch of tokenised texts, in one pass of the model."""
+        # In a thread, or nobody else is answered meanwhile.
+        return list(await asyncio.to_thread(self._forward, batch))
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[list[int]]) -> np.ndarray:
+        inputs: BatchEncoding = self._tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self._device)
+        states = self._encoder(**inputs).last_hidden_state  # [texts, tokens, dimensions]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
+        match self._settings.pooling:
+            case "mean":
+                pooled = (states * mask).sum(1) / mask.sum(1)
+            case "cls":
+                pooled = states[:, 0]
+            case "last":
+                last = inputs["attention_mask"].sum(1) - 1
+                pooled = states[torch.arange(len(batch)), last]
+        return normalize(pooled.float(), dim=1).cpu().numpy()

@@ -1,0 +1,126 @@
+"""Embeddings over HTTP, against transformers computed directly: one text at a time, no padding, no server."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from openai import OpenAI
+from transformers import AutoModel, AutoTokenizer
+
+from app.builtin import ensure
+from tests.app.conftest import Running, eventually
+
+TEXTS = [
+    "ocean",
+    "The cat sat on the mat.",
+    "Ein deutscher Satz über das Meer, mit Umlauten: äöü.",
+    "日本語の文章です。",
+    "Two  spaces\tand a tab\nand a line",
+    "word " * 240,
+]
+
+
+@cache
+def _model() -> tuple[Any, Any]:
+    source = ensure("all-minilm-l6-v2")
+    return AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def directly(text: str, limit: int = 256) -> np.ndarray:
+    """The vector as the model's authors compute it: the mean of the tokens' vectors, of length 1."""
+    tokenizer, model = _model()
+    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=limit)
+    vector = model(**inputs).last_hidden_state[0].mean(0).numpy()
+    return vector / np.linalg.norm(vector)
+
+
+def number_of_tokens(text: str) -> int:
+    return len(_model()[0](text)["input_ids"])
+
+
+def close(one: object, other: np.ndarray) -> bool:
+    vector = np.asarray(one)
+    norm = float(np.linalg.norm(vector))
+    return vector.shape == other.shape and abs(norm - 1) < 1e-5 and float(vector @ other) > 0.9999
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_vector_equals_that_of_transformers(client: OpenAI, text: str) -> None:
+    done = client.embeddings.create(model="embed", input=text)
+    assert close(done.data[0].embedding, directly(text))
+    assert done.usage.prompt_tokens == done.usage.total_tokens == number_of_tokens(text)
+
+
+def test_a_list_keeps_its_order(client: OpenAI) -> None:
+    done = client.embeddings.create(model="embed", input=TEXTS, encoding_format="float")
+    assert [item.index for item in done.data] == list(range(len(TEXTS)))
+    for item, text in zip(done.data, TEXTS, strict=True):
+        assert close(item.embedding, directly(text)), text
+    assert done.usage.prompt_tokens == sum(map(number_of_tokens, TEXTS))
+
+
+def test_base64_holds_the_same_numbers(server: Running) -> None:
+    def ask(encoding: str) -> dict:
+        body = {"model": "embed", "input": "ocean", "encoding_format": encoding}
+        return httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=60).json()
+
+    packed = np.frombuffer(base64.b64decode(ask("base64")["data"][0]["embedding"]), dtype="<f4")
+    assert np.allclose(packed, ask("float")["data"][0]["embedding"], atol=1e-6)
+
+
+def test_like_texts_are_closer_than_others(client: OpenAI) -> None:
+    data = client.embeddings.create(model="embed", input=["a small dog", "a little puppy", "tax law"]).data
+    dog, puppy, law = (np.asarray(item.embedding) for item in data)
+    assert dog @ puppy > dog @ law + 0.2
+
+
+def test_a_long_text_is_cut_off_only_when_asked(server: Running) -> None:
+    text = "word " * 1000
+
+    def ask(**more: int) -> httpx.Response:
+        body = {"model": "embed", "input": text, **more}
+        return httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=60)
+
+    refused = ask()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    for tokens, expected in ((-1, 256), (16, 16), (100_000, 256)):
+        cut = ask(truncate_prompt_tokens=tokens).json()
+        assert cut["usage"]["prompt_tokens"] == expected
+        assert close(cut["data"][0]["embedding"], directly(text, limit=expected))
+
+
+def test_the_model_may_be_left_out(server: Running) -> None:
+    answered = httpx.post(f"{server.url}/v1/embeddings", json={"input": "ocean"}, trust_env=False, timeout=60)
+    assert answered.json()["model"] == "embed"
+
+
+def test_requests_at_the_same_time_share_batches(server: Running, client: OpenAI) -> None:
+    def batches() -> tuple[float, float]:
+        """How many batches there were, and how many of them with one text only."""
+        samples = server.metrics()["ray_serve_actual_batch_size"].samples
+        ours = [sample for sample in samples if sample.labels["deployment"] == "Embeddings:embed"]
+        (every,) = [sample.value for sample in ours if sample.name.endswith("_count")]
+        (single,) = [sample.value for sample in ours if sample.labels.get("le") == "1.0"]
+        return every, single
+
+    texts = [f"text number {number}" for number in range(64)]
+    client.embeddings.create(model="embed", input="the first batch makes the metric")
+    eventually("the metric is there", lambda: "ray_serve_actual_batch_size" in server.metrics(), 60)
+    every, single = batches()
+    with ThreadPoolExecutor(32) as pool:
+        done = list(pool.map(lambda text: client.embeddings.create(model="embed", input=text).data[0].embedding, texts))
+    for text, vector in zip(texts, done, strict=True):
+        assert close(vector, directly(text)), text
+
+    def larger_than_one() -> bool:
+        more, more_single = batches()
+        return (more - every) - (more_single - single) > 0
+
+    eventually("a batch of more than one text", larger_than_one, 60)
+    assert batches()[0] - every < len(texts)

@@ -1,0 +1,78 @@
+"""What Ray LLM makes of variants that want GPUs, without a GPU: its own validation, and what it would reserve."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app.deployments import llm
+from app.settings import Model, Variant, load, parse
+
+PROFILES = sorted((Path(__file__).parents[2] / "app" / "profiles").glob("*.yaml"))
+
+
+class Expected(NamedTuple):
+    bundles: list[dict[str, float]]
+    strategy: str = "STRICT_PACK"
+
+
+L4, H100 = ({f"accelerator_type:{kind}": 0.001} for kind in ("L4", "H100"))
+RESERVED = {
+    "l4/chat": Expected([{"GPU": 1, **L4}]),
+    "l4/small": Expected([{"GPU": 0.5, **L4}]),
+    "h100/chat": Expected([{"GPU": 1, **H100}] * 4),
+}
+VARIANTS = {
+    f"{path.stem}/{model.name}": (model, variant)
+    for path in PROFILES
+    for model in load(path).models
+    for variant in model.variants
+}
+
+
+def test_every_variant_of_a_profile_is_tested() -> None:
+    assert VARIANTS.keys() == RESERVED.keys()
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_ray_takes_every_profile_and_reserves_a_bundle_for_each_worker(key: str) -> None:
+    model, variant = VARIANTS[key]
+    engine = llm.config(model, variant).get_engine_config()
+    assert engine is not None
+    assert Expected(engine.placement_bundles, engine.placement_strategy) == RESERVED[key]
+    # Split into what vLLM's engine and its frontend take; Ray refuses a name that neither has.
+    assert engine.engine_kwargs.items() >= variant.engine.extra.items()
+    assert engine.engine_kwargs["tensor_parallel_size"] == len(engine.placement_bundles)
+
+
+def variant(**values: Any) -> tuple[Model, Variant]:
+    (model,) = parse({"models": [{"variants": [values]}]}).models
+    return model, model.variants[0]
+
+
+def test_pipeline_stages_have_a_bundle_for_each_worker_too() -> None:
+    model, split = variant(
+        source="/models/big",
+        engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 3},
+        placement={"num_gpus": 1, "strategy": "PACK"},
+    )
+    engine = llm.config(model, split).get_engine_config()
+    assert engine is not None
+    assert Expected(engine.placement_bundles, engine.placement_strategy) == Expected([{"GPU": 1}] * 6, "PACK")
+
+
+def test_a_worker_with_a_share_of_a_gpu_asks_for_no_more() -> None:
+    """vLLM would place a worker with a whole GPU, which its bundle does not have, and wait for ever."""
+    engine = llm.config(*VARIANTS["l4/small"]).get_engine_config()
+    assert engine is not None
+    assert engine.get_runtime_env_with_local_env_vars()["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"
+    assert engine.engine_kwargs["gpu_memory_utilization"] == 0.45
+
+
+def test_on_cpus_the_worker_is_no_actor_and_needs_no_core_of_its_own() -> None:
+    model, local = variant(source="/models/small", placement={"num_cpus": 2, "memory_gib": 3})
+    config = llm.config(model, local)
+    engine = config.get_engine_config()
+    assert engine is not None
+    assert engine.placement_bundles == [{"CPU": 0}]
+    assert config.deployment_config["ray_actor_options"] == {"num_cpus": 2, "memory": 3 * 2**30}
