@@ -191,7 +191,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "engine": {"tool_call_parser": "hermes", "max_lora_rank": lora.RANK},
         "adapters": [{"name": "odd", "source": str(adapter)}],
         "scaling": {
-            "max_queued_requests": 4,
+            "max_ongoing_requests": 32,
+            "max_queued_requests": 32,
             "retry_after_s": 7,
             "health_check_period_s": 2,
             "health_check_timeout_s": 15,

@@ -215,10 +215,10 @@ def test_overload_is_told_at_once(server: Running) -> None:
     """More requests than one replica takes and than may wait: the rest is refused, and told when to try again."""
     scaling = server.settings.models[0].variants[0].scaling
     fits = scaling.max_ongoing_requests + scaling.max_queued_requests
-    body = {"model": "chat", "prompt": "One, two,", "max_tokens": 16, "ignore_eos": True}
+    body = {"model": "chat", "prompt": "One, two,", "max_tokens": 8, "ignore_eos": True}
 
     def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{server.url}{TEXT}", json=body, trust_env=False, timeout=120)
+        return httpx.post(f"{server.url}{TEXT}", json=body, trust_env=False, timeout=300)
 
     with ThreadPoolExecutor(2 * fits) as pool:
         answers = list(pool.map(ask, range(2 * fits)))
