@@ -47,6 +47,7 @@ class Embeddings:
         torch.set_num_threads(max(1, round(model.placement.num_cpus)))
         source = str(builtin.ensure(model.builtin)) if model.builtin else model.source
         self._settings = model
+        self._tokenizing = asyncio.Lock()
         self._device = torch.device("cuda" if model.placement.num_gpus else "cpu")
         self._tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision, padding_side="right")
         encoder = AutoModel.from_pretrained(source, revision=model.revision, dtype=getattr(torch, model.dtype))
@@ -67,9 +68,11 @@ class Embeddings:
         """
         limit = self._settings.max_tokens
         cut = limit if truncate == -1 else truncate
-        encoded = await asyncio.to_thread(
-            self._tokenizer, list(texts), truncation=cut is not None, max_length=min(cut or limit, limit)
-        )
+        # One call at a time: fast tokenizers keep where to cut as their own state, for all threads.
+        async with self._tokenizing:
+            encoded = await asyncio.to_thread(
+                self._tokenizer, list(texts), truncation=cut is not None, max_length=min(cut or limit, limit)
+            )
         ids: list[list[int]] = encoded["input_ids"]
         for index, tokens in enumerate(ids):
             if len(tokens) > limit:

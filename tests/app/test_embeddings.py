@@ -95,6 +95,19 @@ def test_a_long_text_is_cut_off_only_when_asked(server: Running) -> None:
         assert close(cut["data"][0]["embedding"], directly(text, limit=expected))
 
 
+def test_cutting_one_text_off_does_not_cut_another(server: Running) -> None:
+    """Tokenizers keep where to cut as their own state, which threads would share."""
+
+    def tokens(cut: int) -> int:
+        body = {"model": "embed", "input": "word " * 200, "truncate_prompt_tokens": cut}
+        answered = httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=120)
+        return answered.json()["usage"]["prompt_tokens"]
+
+    wanted = [8, 64, 100_000] * 20
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(tokens, wanted)) == [min(cut, 202) for cut in wanted]
+
+
 def test_the_model_may_be_left_out(server: Running) -> None:
     answered = httpx.post(f"{server.url}/v1/embeddings", json={"input": "ocean"}, trust_env=False, timeout=60)
     assert answered.json()["model"] == "embed"
