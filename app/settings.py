@@ -495,14 +495,14 @@ class Gateway(Strict):
     max_body_mib: float = Field(
         default=8, gt=0, description="Largest body of a request, in MiB; a larger one is a 413."
     )
-    # No core of its own: on two cores the engine has them all, and Ray would wait for ever. The models limit
-    # themselves; when they are full, /health must still get through.
+    # The models limit themselves; when they are full, /health must still get through.
     scaling: Scaling = Field(
         default=Scaling(max_ongoing_requests=10_000, max_queued_requests=-1),
         description="Replicas, and what each takes on.",
     )
+    # Hardly any core, since on two cores the engine has them all; more than none, or Ray may put it on the head.
     placement: Placement = Field(
-        default=Placement(num_cpus=0), description="What Ray reserves for a replica; no core by default."
+        default=Placement(num_cpus=0.01), description="What Ray reserves for a replica; next to no core by default."
     )
 
 

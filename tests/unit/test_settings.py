@@ -600,7 +600,7 @@ def test_demands_count_every_replica_and_every_worker() -> None:
         Demand("models.0.variants.1", replicas=1, cpus=1, gpus=0, one_node=True),
         Demand("models.1.variants.0", replicas=2, cpus=1, gpus=0.5, one_node=True),
         Demand("embeddings.0", replicas=4, cpus=0.25, gpus=0.25, one_node=True),
-        Demand("gateway", replicas=2, cpus=0, gpus=0, one_node=True),
+        Demand("gateway", replicas=2, cpus=0.01, gpus=0, one_node=True),
     ]
 
 

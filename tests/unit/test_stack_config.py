@@ -73,7 +73,7 @@ def gpus(number: int, replicas: int = 1) -> dict[str, Any]:
 def serving(placement: dict[str, Any], scaling: dict[str, Any] | None = None, **engine: int) -> dict[str, Any]:
     """Settings of one language model only."""
     variant = {"engine": engine, "placement": placement, "scaling": scaling or {}}
-    return {"models": [{"variants": [variant]}], "embeddings": []}
+    return {"models": [{"variants": [variant]}], "embeddings": [], "gateway": {"placement": {"num_cpus": 0}}}
 
 
 REPLICA = "serving.models.0.variants.0: a replica needs"
