@@ -249,7 +249,8 @@ def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
     before = figure("ray_vllm_generation_tokens_total")
     body = {"model": "chat", "prompt": "Once upon", "max_tokens": tokens, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}{TEXT}", json=body, trust_env=False, timeout=60) as stream:
-        assert next(stream.iter_lines()).startswith("data: ")
+        lines = stream.iter_lines()  # kept: httpx closes the connection with the iterator
+        assert next(lines).startswith("data: ")
         eventually("the stream runs", lambda: running() == 1, 60)
     eventually("nothing runs", lambda: running() == 0, 30)
     assert figure("ray_vllm_generation_tokens_total") - before < tokens
