@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve up status down test e2e check tools image lock schema vendor-kuberay
+.PHONY: help setup serve experiment key up status down test e2e check tools image lock schema vendor-kuberay
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -20,8 +20,15 @@ help: ## show this list
 setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
 	@$(APP) -m scripts.packages laptop
 
-serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000
-	@$(APP) -m scripts.serve $(SETTINGS)
+serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000; SHAPE=cluster as a RayService does
+	@$(APP) -m scripts.serve $(SETTINGS) $(if $(SHAPE),--shape $(SHAPE))
+
+experiment: .venv/.installed ## compare the variants of the server that runs here
+	@$(APP) -m scripts.experiment
+
+key: .venv-infra/.installed ## make an API key for NAME (MODELS=a,b RPM= TPM= CONCURRENCY= limit it), shown once
+	@$(INFRA) -m scripts.key --name "$(NAME)" --models "$(MODELS)" --rpm "$(RPM)" --tpm "$(TPM)" \
+	  --concurrency "$(CONCURRENCY)"
 
 up: .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
 	@$(INFRA) -m scripts.up $(STACK)

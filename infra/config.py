@@ -12,10 +12,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from app.keys import Key, digest
 from app.settings import Demand, Settings, SettingsError, Strict, demands, validate
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "blueprint"
+LOCAL_KEY = "sk-local"
+"""The API key of a native cluster whose stack file has none: everybody on this machine may know it, and nobody else
+reaches that cluster."""
+KEYS_FILE = "/etc/blueprint/keys/keys.yaml"
+"""Where the pods find the API keys."""
 
 
 def state_dir() -> Path:
@@ -73,7 +79,8 @@ class Head(Strict):
     """The Ray head: control only, it runs no replica."""
 
     cpus: float = Field(default=2, gt=0, description="CPU limit of the pod, in cores.")
-    memory_gib: int = Field(default=3, ge=2, description="Memory limit of the pod, in GiB.")
+    # Each application is built here, in a process that imports vLLM.
+    memory_gib: int = Field(default=5, ge=2, description="Memory limit of the pod, in GiB.")
 
 
 class WorkerGroup(Strict):
@@ -83,7 +90,7 @@ class WorkerGroup(Strict):
     replicas: int = Field(default=1, ge=1, description="Number of pods.")
     cpus: int = Field(default=2, ge=1, description="Cores of a pod: its limit, and what Ray may schedule.")
     gpus: int = Field(default=0, ge=0, description="GPUs of a pod.")
-    memory_gib: int = Field(default=10, ge=2, description="Memory limit of a pod, in GiB.")
+    memory_gib: int = Field(default=12, ge=2, description="Memory limit of a pod, in GiB.")
 
 
 class StackConfig(Strict):
@@ -97,9 +104,32 @@ class StackConfig(Strict):
     head: Head = Head()
     workers: list[WorkerGroup] = Field(default=[WorkerGroup()], min_length=1)
     serving: Settings = Settings()
+    keys: list[Key] = Field(
+        default=[], description="Who may ask; `make key NAME=...` makes an item. A native cluster needs none: sk-local."
+    )
     ready_timeout_seconds: int = Field(
         default=900, ge=60, description="How long `up` waits for the RayService to be Ready."
     )
+
+    @model_validator(mode="after")
+    def _somebody_may_ask(self) -> "StackConfig":
+        if not self.keys and not isinstance(self.cluster, NativeCluster):
+            raise ValueError(
+                "keys = []: nobody could use the models, or everybody; fix: add one, `make key NAME=...` prints it"
+            )
+        if any(key.sha256 == digest(LOCAL_KEY) for key in self.keys):
+            raise ValueError(f"keys: one of them is {LOCAL_KEY}, which everybody knows; fix: make another, `make key`")
+        if self.serving.auth.keys_file is not None:
+            raise ValueError(
+                f"serving.auth.keys_file = {self.serving.auth.keys_file!r}: in a stack the program makes that file; "
+                "fix: leave it out, and list the keys in `keys`"
+            )
+        return self
+
+    @property
+    def api_keys(self) -> list[Key]:
+        """The keys that the gateway takes."""
+        return self.keys or [Key(name="local", sha256=digest(LOCAL_KEY))]
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "StackConfig":

@@ -54,8 +54,11 @@ class Kubectl:
         return json.loads(self("get", *arguments, "--output", "json"))
 
     @contextmanager
-    def service(self, namespace: str, name: str, port: int) -> Iterator[httpx.Client]:
-        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants."""
+    def service(self, namespace: str, name: str, port: int, api_key: str) -> Iterator[httpx.Client]:
+        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants.
+
+        The model's API key goes along as x-api-key: the API server takes Authorization for itself.
+        """
         # On a socket in a private directory: `kubectl proxy` asks nobody who they are.
         with tempfile.TemporaryDirectory() as private:
             socket = Path(private) / "api"
@@ -69,6 +72,7 @@ class Kubectl:
                     yield httpx.Client(
                         transport=httpx.HTTPTransport(uds=str(socket)),
                         base_url=f"http://localhost/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/",
+                        headers={"x-api-key": api_key},
                         timeout=60,
                     )
                 finally:

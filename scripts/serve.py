@@ -1,4 +1,4 @@
-"""`make serve [SETTINGS=file]`: the application on this machine, answering on 127.0.0.1:8000 until Ctrl-C."""
+"""`make serve [SETTINGS=file] [SHAPE=cluster]`: the application on 127.0.0.1:8000 until Ctrl-C."""
 
 import argparse
 import contextlib
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+import yaml
 
 from app.builtin import PACKAGES, cache_dir
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, load, serve_config
 from scripts import packages
 from scripts.console import Problem, main, say, step
 
@@ -35,12 +36,12 @@ MARK = "BLUEPRINT_SERVER"
 
 
 class Server:
-    """`serve run app.main:app` as a child process, with a Ray of its own.
+    """`serve run` as a child process, with a Ray of its own; `what` is its arguments.
 
     `log` gets all it writes. Whatever else runs on this machine, Ray included, is left alone.
     """
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *what: str) -> None:
         self.log = log
         self._mark = uuid.uuid4().hex
         self._started = time.monotonic()
@@ -54,7 +55,7 @@ class Server:
         }
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "serve", "run", "app.main:app", *arguments],
+                [Path(sys.executable).parent / "serve", "run", *what],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -130,9 +131,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(log: Path, *arguments: str) -> Iterator[Server]:
+def running(log: Path, *what: str) -> Iterator[Server]:
     """A server that answers, stopped at the end. Problem when it does not come up."""
-    server = Server(log, *arguments)
+    server = Server(log, *what)
     try:
         server.wait_until_ready()
         yield server
@@ -217,7 +218,7 @@ def _ask(model: str, question: str) -> str:
 
 def _say_how_to_use(server: Server, settings: Settings) -> None:
     say(f"\nready after {server.elapsed:.1f} s")
-    for model in settings.models[:1]:
+    for model in settings.models[:1] if settings.auth.keys_file is None else []:
         body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": QUESTION}]})
         say(
             f"""  {QUESTION}
@@ -240,7 +241,9 @@ def serve() -> None:
     """Serve the settings in a file, or the defaults, until a signal says stop or the server fails."""
     parser = argparse.ArgumentParser(prog="make serve")
     parser.add_argument("settings", nargs="?", help="a YAML file; app/settings.py describes every key")
-    file: str | None = parser.parse_args().settings
+    parser.add_argument("--shape", choices=("local", "cluster"), default="local", help="one application, or one a part")
+    chosen = parser.parse_args()
+    file: str | None = chosen.settings
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     settings = _settings(file)
@@ -249,8 +252,12 @@ def serve() -> None:
     _require_disk()
     _make_models(settings)
     say("… Ray and vLLM")
-    arguments = [f"settings={Path(file).absolute()}"] if file else []
-    with running(cache_dir() / "serve.log", *arguments) as server:
+    what = ["app.main:app", *([f"settings={Path(file).absolute()}"] if file else [])]
+    if chosen.shape == "cluster":
+        config = cache_dir() / "serve-config.yaml"
+        config.write_text(yaml.safe_dump(serve_config(settings), sort_keys=False))
+        what = [str(config)]
+    with running(cache_dir() / "serve.log", *what) as server:
         _say_how_to_use(server, settings)
         server.wait()
 

@@ -1,6 +1,7 @@
 """`make up`: from a stack file to a model that answers."""
 
 import argparse
+import os
 import shutil
 import time
 
@@ -10,7 +11,7 @@ from pulumi import automation
 from app.builtin import cache_dir
 from app.settings import SettingsError
 from infra import config, image
-from infra.config import NativeCluster, StackConfig
+from infra.config import LOCAL_KEY, NativeCluster, StackConfig
 from infra.platform import kuberay
 from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, engine, kubectl, tools
@@ -49,7 +50,16 @@ def prepare_native(stack: StackConfig) -> None:
             images.load(reference)
 
 
-def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
+def api_key(stack: StackConfig) -> str:
+    """The API key to ask with. Raises Problem when only its owner knows it."""
+    if not stack.keys:
+        return LOCAL_KEY
+    if not (key := os.environ.get("BLUEPRINT_API_KEY")):
+        raise Problem("the stack has API keys of its own", "set BLUEPRINT_API_KEY to one that may ask its first model")
+    return key
+
+
+def ask(kubernetes: Kubectl, namespace: str, service: str, model: str, api_key: str) -> str:
     """The model's answer to QUESTION, through the Kubernetes Service. Raises Problem with the last error."""
     request = {
         "model": model,
@@ -58,7 +68,7 @@ def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
         "temperature": 0,
     }
     deadline = time.monotonic() + ANSWER_WITHIN
-    with kubernetes.service(namespace, service, SERVE_PORT) as client:
+    with kubernetes.service(namespace, service, SERVE_PORT, api_key) as client:
         while True:
             try:
                 reply = client.post("v1/chat/completions", json=request)
@@ -75,6 +85,7 @@ def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
 def up(stack_name: str) -> None:
     started = time.monotonic()
     stack = read_config(stack_name)
+    key = api_key(stack)
     if isinstance(stack.cluster, NativeCluster):
         prepare_native(stack)
     kubernetes = kubectl.connect(stack.cluster)
@@ -95,7 +106,8 @@ def up(stack_name: str) -> None:
             kubernetes,
             result.outputs["namespace"].value,
             result.outputs["service"].value,
-            stack.serving.models[0].name,
+            stack.serving.first_model,
+            key,
         )
     say(f"\n  {QUESTION}\n  → {answer}\n")
     say(f"stack {stack_name} is up ({time.monotonic() - started:.0f} s; cache: {cache_dir()})")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +12,10 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from app import builtin
+from app.answers import Embedded
 from app.errors import ApiError
 from app.settings import Batching, EmbeddingModel
 from app.validation import validate
-
-
-class Embedded(NamedTuple):
-    """The answer to one request."""
-
-    vectors: np.ndarray
-    """float32 [texts, dimensions], each of length 1."""
-    tokens: int
-    """Number of tokens of all texts, with those that the tokenizer adds."""
 
 
 def build(model: EmbeddingModel) -> Application:

@@ -4,15 +4,16 @@
 on a cluster and waits until it serves.
 """
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as kubernetes
 import yaml
 
-from app.settings import serve_config
+from app.settings import Settings, serve_config
 from infra import image, versions
-from infra.config import Head, StackConfig, WorkerGroup
+from infra.config import KEYS_FILE, Head, StackConfig, WorkerGroup
 
 SERVE_PORT = 8000
 _HOME = "/home/ray"
@@ -37,7 +38,7 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
             },
         },
         "spec": {
-            "serveConfigV2": yaml.safe_dump(serve_config(stack.serving), sort_keys=False),
+            "serveConfigV2": yaml.safe_dump(serve_config(_with_keys(stack.serving)), sort_keys=False),
             "upgradeStrategy": {"type": "NewCluster"},
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": {
@@ -57,7 +58,7 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
                         "minReplicas": group.replicas,
                         "maxReplicas": group.replicas,
                         "rayStartParams": {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)},
-                        "template": _worker(group, reference),
+                        "template": _worker(group, reference, keys_name(name)),
                     }
                     for group in stack.workers
                 ],
@@ -71,9 +72,34 @@ def _head(head: Head, reference: str) -> dict[str, Any]:
     return _pod("ray-head", reference, head.cpus, head.memory_gib, ports)
 
 
-def _worker(group: WorkerGroup, reference: str) -> dict[str, Any]:
+def _worker(group: WorkerGroup, reference: str, keys: str) -> dict[str, Any]:
     ports = {"serve": SERVE_PORT, "metrics": 8080}
-    return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports, group.gpus)
+    pod = _pod("ray-worker", reference, group.cpus, group.memory_gib, ports, group.gpus)
+    # The gateway is on a worker, and reads the file again when the Secret changes.
+    pod["spec"]["volumes"].append({"name": "keys", "secret": {"secretName": keys}})
+    mount = {"name": "keys", "mountPath": str(PurePosixPath(KEYS_FILE).parent), "readOnly": True}
+    pod["spec"]["containers"][0]["volumeMounts"].append(mount)
+    return pod
+
+
+def keys_name(service: str) -> str:
+    """Name of the Secret with the API keys of a RayService."""
+    return f"{service}-keys"
+
+
+def keys_secret(name: str, stack: StackConfig) -> dict[str, Any]:
+    """The Secret with the file of API keys: SHA-256 only, and still nobody's business."""
+    content = {"keys": [key.model_dump(exclude_none=True) for key in stack.api_keys]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": keys_name(name), "namespace": stack.namespace},
+        "stringData": {PurePosixPath(KEYS_FILE).name: yaml.safe_dump(content, sort_keys=False)},
+    }
+
+
+def _with_keys(serving: Settings) -> Settings:
+    return serving.model_copy(update={"auth": serving.auth.model_copy(update={"keys_file": KEYS_FILE})})
 
 
 def _pod(
@@ -153,6 +179,13 @@ class RayServing(pulumi.ComponentResource):
             },
             opts=pulumi.ResourceOptions(parent=self),
         )
+        secret = keys_secret(name, stack)
+        keys = kubernetes.core.v1.Secret(
+            f"{name}-keys",
+            metadata=secret["metadata"],
+            string_data=secret["stringData"],
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace]),
+        )
         manifest = rayservice(name, stack)
         kubernetes.apiextensions.CustomResource(
             name,
@@ -160,7 +193,7 @@ class RayServing(pulumi.ComponentResource):
             kind=manifest["kind"],
             metadata=manifest["metadata"],
             spec=manifest["spec"],
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace]),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[keys]),
         )
         self.namespace = stack.namespace
         self.service = f"{name}-serve-svc"

@@ -4,23 +4,17 @@ A Ray without GPUs is given, through that API as KubeRay does it, a language mod
 for ever, so no engine is started, and all that Ray was told can be read. The embedding model beside it is real.
 """
 
-import contextlib
-import json
-import subprocess
-import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import pytest
 
-from app.settings import APPLICATION, Settings, parse, serve_config
-from tests.app.conftest import BINARIES, eventually, free_port, metrics, started, wait_for
+from app.settings import parse
+from tests.app.conftest import eventually
+from tests.app.ray_cluster import Cluster, ray_cluster
 
 SCALING = {
     "max_ongoing_requests": 11,
@@ -62,66 +56,17 @@ SETTINGS: dict[str, Any] = {
     ],
     "embeddings": [{"name": "real"}, {"name": "waiting", "placement": {"num_gpus": 0.25, "memory_gib": 2.0}}],
     "gateway": {"placement": {"num_cpus": 0.1}},
+    **{"generate": None, "classifiers": [], "moderation": None, "rerankers": [], "pipeline": None},
 }
-
-
-class Cluster(NamedTuple):
-    dashboard: httpx.Client
-    gcs_port: int
-    http_port: int
-    temp_dir: Path
-
-    def deploy(self, settings: Settings) -> None:
-        config = {**serve_config(settings), "http_options": {"host": "127.0.0.1", "port": self.http_port}}
-        sent = self.dashboard.put("/api/serve/applications/", json=config)
-        assert sent.status_code == 200, sent.text
-
-    def deployments(self) -> dict[str, Any]:
-        applications = self.dashboard.get("/api/serve/applications/").json()["applications"]
-        return applications.get(APPLICATION, {}).get("deployments", {})
-
-    def placement_groups(self) -> list[dict[str, Any]]:
-        """Those that replicas have asked for, from Ray's control store: the REST API leaves out their strategy."""
-        script = (
-            f"import json, ray, ray.util; ray.init('127.0.0.1:{self.gcs_port}', log_to_driver=False);"
-            "print(json.dumps(list(ray.util.placement_group_table().values()), default=str))"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def cluster(logs: Path) -> Generator[Cluster]:
     """A Ray of its own, with SETTINGS deployed."""
-    # Short: Ray keeps sockets in it, whose paths may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-") as name, pytest.MonkeyPatch.context() as environment:
-        token = uuid.uuid4().hex
-        environment.setenv("RAY_AUTH_MODE", "token")
-        environment.setenv("RAY_AUTH_TOKEN", token)
-        environment.setenv("RAY_metrics_report_interval_ms", "500")
-        gcs_port, http_port, dashboard_port = free_port(), free_port(), free_port()
-        dashboard = httpx.Client(
-            base_url=f"http://127.0.0.1:{dashboard_port}",
-            headers={"Authorization": f"Bearer {token}"},
-            trust_env=False,
-            timeout=60,
-        )
-        ours = Cluster(dashboard, gcs_port, http_port, Path(name))
-        command: list[str | Path] = [
-            *(BINARIES / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=4", "--num-gpus=0"),
-            *(f"--temp-dir={name}", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"),
-        ]
-
-        def answers() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
-                return dashboard.get("/api/version").status_code == 200
-            return False
-
-        with started(command, logs / "ray.log", status=None) as process, dashboard:
-            wait_for("Ray's dashboard", answers, process)
-            ours.deploy(parse(SETTINGS))
-            eventually("the application is built", lambda: bool(ours.deployments()), 300)
-            yield ours
+    with ray_cluster(parse(SETTINGS), logs / "ray.log") as ours:
+        built = {"LLM:large@stable", "LLM:share@stable", "Embeddings:waiting", "Gateway"}
+        eventually("the applications are built", lambda: built <= ours.deployments().keys(), 300)
+        yield ours
 
 
 def test_scaling_and_health(cluster: Cluster) -> None:
@@ -177,19 +122,13 @@ def test_batching_changes_live(cluster: Cluster) -> None:
         return only["actor_id"], only["pid"]
 
     def embed(text: str) -> int:
-        body = {"model": "real", "input": text}
-        url = f"http://127.0.0.1:{cluster.http_port}/v1/embeddings"
-        return httpx.post(url, json=body, trust_env=False, timeout=60).status_code
+        return cluster.post("/v1/embeddings", {"model": "real", "input": text}).status_code
 
     def batches() -> tuple[float, float]:
-        """How many batches there were, and how many of them with one text only."""
-        metric = metrics(cluster.temp_dir).get("ray_serve_actual_batch_size")
-        samples = metric.samples if metric else []
-        every = sum(sample.value for sample in samples if sample.name.endswith("_count"))
-        return every, sum(sample.value for sample in samples if sample.labels.get("le") == "1.0")
+        return cluster.batches("Embeddings:real")
 
     def all_batches() -> tuple[float, float]:
-        """The same, once every batch until now is counted."""
+        """How many batches there were, and how many of them with one text only, once all until now are counted."""
         counts, since = batches(), time.monotonic()
 
         def settled() -> bool:

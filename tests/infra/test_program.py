@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 import pulumi
 import pytest
 import yaml
-from pulumi.runtime import mocks
+from pulumi.runtime import mocks, rpc
 
+from app.keys import digest
 from infra.config import ROOT, from_file, native_kubeconfig
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
@@ -63,6 +64,26 @@ def test_both_namespaces_enforce_restricted_pods() -> None:
     names = {item["metadata"]["name"]: item["metadata"]["labels"] for item in namespaces}
     assert set(names) == {"kuberay-system", from_file("local").namespace}
     assert all(labels["pod-security.kubernetes.io/enforce"] == "restricted" for labels in names.values())
+
+
+def test_the_keys_are_a_secret_in_the_services_namespace() -> None:
+    team = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses"), "concurrency": 4}
+    resources = run("local", {"blueprint:keys": [team]})
+    (secret,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:core/v1:Secret")
+    assert secret["metadata"] == {"name": "llm-keys", "namespace": from_file("local").namespace}
+    assert rpc.is_rpc_secret(secret["stringData"]), "it would be in the clear in Pulumi's state"
+    ((name, content),) = rpc.unwrap_rpc_secret(secret["stringData"]).items()
+    assert name == "keys.yaml"
+    assert yaml.safe_load(content) == {"keys": [team]}
+    (service,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:ray.io/v1:RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    volumes = [volume for group in groups for volume in group["template"]["spec"]["volumes"] if "secret" in volume]
+    assert [volume["secret"]["secretName"] for volume in volumes] == ["llm-keys"]
+
+
+def test_a_cluster_of_others_without_keys_stops_the_program() -> None:
+    with pytest.raises(pulumi.RunError, match=r"keys = \[\]: nobody could use the models"):
+        run("local", {"blueprint:cluster": {"kind": "existing", "context": "prod"}})
 
 
 def test_a_typo_stops_the_program_before_it_registers_anything() -> None:

@@ -193,7 +193,7 @@ def test_a_model_in_its_packages_own_files_is_used_where_it_lies(
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "embedding", "model")})
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "embedding", "model", "tiny_weights")})
     before = _state(tmp_path)
     assert ensure(MODEL) == model
     assert _state(tmp_path) == before

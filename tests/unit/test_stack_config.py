@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import SettingsError
+from app.keys import Key, digest
+from app.settings import SettingsError, demands
 from infra import config
-from infra.config import ROOT, ExistingCluster, NativeCluster
+from infra.config import LOCAL_KEY, ROOT, ExistingCluster, NativeCluster
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
@@ -19,6 +20,13 @@ def stack_file(directory: Path, values: object) -> Path:
     )
     (directory / "Pulumi.test.yaml").write_text(yaml.safe_dump(content))
     return directory
+
+
+EXISTING = {"kind": "existing", "context": "kind-dev"}
+
+
+def key(name: str, **limits: Any) -> dict[str, Any]:
+    return {"name": name, "sha256": digest(f"sk-{name}")} | limits
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -32,8 +40,28 @@ def test_local_is_the_native_cluster_with_the_default_settings() -> None:
     assert isinstance(stack.cluster, NativeCluster)
 
 
+def test_the_default_demands_fit_the_default_worker() -> None:
+    stack = config.StackConfig()
+    assert [(group.cpus, group.replicas) for group in stack.workers] == [(2, 1)]
+    assert sum(demand.cpus * demand.replicas for demand in demands(stack.serving)) <= 2
+
+
+def test_a_native_cluster_without_keys_takes_the_local_one() -> None:
+    stack = config.parse({}, "Pulumi.test.yaml")
+    assert stack.keys == []
+    assert stack.api_keys == [Key(name="local", sha256=digest(LOCAL_KEY))]
+
+
+@pytest.mark.parametrize("cluster", [{"kind": "native"}, EXISTING], ids=lambda cluster: cluster["kind"])
+def test_listed_keys_are_the_only_ones(cluster: dict[str, Any]) -> None:
+    values = {"cluster": cluster, "keys": [key("team", models=["chat"], requests_per_minute=60), key("other")]}
+    stack = config.parse(values, "Pulumi.test.yaml")
+    assert [given.name for given in stack.api_keys] == ["team", "other"]
+    assert digest(LOCAL_KEY) not in [given.sha256 for given in stack.api_keys]
+
+
 def test_existing_cluster(tmp_path: Path) -> None:
-    values = {"cluster": {"kind": "existing", "context": "kind-dev", "kubeconfig": "~/kc"}}
+    values = {"cluster": {**EXISTING, "kubeconfig": "~/kc"}, "keys": [key("team")]}
     cluster = config.from_file("test", stack_file(tmp_path, values)).cluster
     assert isinstance(cluster, ExistingCluster)
     assert cluster.kubeconfig_path == Path.home() / "kc"
@@ -54,6 +82,20 @@ def test_existing_cluster(tmp_path: Path) -> None:
         ({"head": {"memory_gib": 1}}, ["head.memory_gib", "1", "2"]),
         ({"namespace": "Not_A_Name"}, ["namespace", "Not_A_Name"]),
         ({"serving": {"models": [{"nam": "chat"}]}}, ["serving.models.0.nam", "name"]),
+        ({"cluster": EXISTING}, ["keys = []", "nobody could use the models", "make key NAME="]),
+        ({"cluster": EXISTING, "keys": []}, ["keys = []", "make key NAME="]),
+        ({"keys": [key("local")]}, ["sk-local", "everybody knows", "make key"]),
+        ({"cluster": EXISTING, "keys": [key("a"), key("local")]}, ["sk-local", "everybody knows", "make key"]),
+        ({"keys": [{"name": "team"}]}, ["keys.0.sha256", "is missing", "make key"]),
+        ({"keys": [key("team", sha256="ABC")]}, ["keys.0.sha256", "ABC", "64 hex digits"]),
+        ({"keys": [key("team", model=["chat"])]}, ["keys.0.model", "models"]),
+        ({"keys": [key("team", requests_per_minute=0)]}, ["keys.0.requests_per_minute", "0", "equal to 1"]),
+        ({"keys": key("team")}, ["keys", "a valid list"]),
+        (
+            {"serving": {"auth": {"keys_file": "/etc/keys.yaml"}}},
+            ["serving.auth.keys_file = '/etc/keys.yaml'", "the program makes that file", "list the keys in `keys`"],
+        ),
+        ({"serving": {"auth": {"redis_url": "host:6379"}}}, ["serving.auth.redis_url", "host:6379", "rediss"]),
         ({"ready_timeout_seconds": "soon"}, ["ready_timeout_seconds", "soon"]),
     ],
 )
@@ -70,10 +112,18 @@ def gpus(number: int, replicas: int = 1) -> dict[str, Any]:
     return {"name": "gpu", "replicas": replicas, "cpus": 16, "gpus": number}
 
 
+NOTHING: dict[str, Any] = {
+    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
+    **{kind: None for kind in ("generate", "moderation", "pipeline")},
+    "gateway": {"placement": {"num_cpus": 0}},
+}
+"""Settings of nothing at all, to add to."""
+
+
 def serving(placement: dict[str, Any], scaling: dict[str, Any] | None = None, **engine: int) -> dict[str, Any]:
     """Settings of one language model only."""
     variant = {"engine": engine, "placement": placement, "scaling": scaling or {}}
-    return {"models": [{"variants": [variant]}], "embeddings": [], "gateway": {"placement": {"num_cpus": 0}}}
+    return {**NOTHING, "models": [{"variants": [variant]}]}
 
 
 REPLICA = "serving.models.0.variants.0: a replica needs"
@@ -96,7 +146,23 @@ TOO_MUCH: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = [
         "serving.embeddings.0: a replica needs 0.25 CPUs and 0.2 GPUs of one pod",
     ),
     ({"gateway": {"placement": {"num_cpus": 4}}}, [{"cpus": 2}], "serving.gateway: a replica needs 4 CPUs"),
+    ({"generate": {"placement": {"num_gpus": 1}}}, [{}], "serving.generate: a replica needs 1 CPUs and 1 GPUs"),
+    (
+        {"rerankers": [{"source": "/models/bge", "placement": {"num_gpus": 0.5}}]},
+        [{"cpus": 8}],
+        "serving.rerankers.0: a replica needs 0.25 CPUs and 0.5 GPUs",
+    ),
+    (
+        {"pipeline": {"preprocess": {"placement": {"num_cpus": 3}}}},
+        [{"cpus": 2, "replicas": 4}],
+        "serving.pipeline.preprocess: a replica needs 3 CPUs",
+    ),
     # All replicas.
+    (
+        {"pipeline": {"summary": {"scaling": {"num_replicas": 20}}}},
+        [{}],
+        "serving: all replicas together need 2.76 CPUs, and the workers have 2",
+    ),
     (
         serving({"num_cpus": 1}, {"num_replicas": 9}),
         [{"cpus": 2, "replicas": 4}],

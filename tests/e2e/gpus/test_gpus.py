@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from app.settings import Settings, Variant, demands, load
-from infra.config import ROOT, Head, StackConfig, WorkerGroup
-from infra.serving.rayservice import rayservice
+from infra.config import LOCAL_KEY, ROOT, Head, StackConfig, WorkerGroup
+from infra.serving.rayservice import keys_secret, rayservice
 from scripts.cluster.layout import NODE, PAUSE_IMAGE
 from scripts.kubectl import Kubectl
 from scripts.up import ask
@@ -22,6 +22,11 @@ from scripts.up import ask
 NAMESPACE = "gpus"
 GPU = "nvidia.com/gpu"
 FAKE_GPUS = 8
+
+NOTHING_ELSE: dict[str, Any] = {
+    **{"embeddings": [], "classifiers": [], "rerankers": []},
+    **{"generate": None, "moderation": None, "pipeline": None},
+}
 
 READ_RAY = """
 import json, ray
@@ -43,7 +48,7 @@ def language_models(profile: str) -> Settings:
         model.model_copy(update={"name": f"{profile}-{model.name}", "variants": [_small(v) for v in model.variants]})
         for model in load(ROOT / "app" / "profiles" / f"{profile}.yaml").models
     ]
-    return Settings(models=models, embeddings=[])
+    return Settings(models=models, **NOTHING_ELSE)
 
 
 def _small(variant: Variant) -> Variant:
@@ -65,7 +70,7 @@ STACK = StackConfig(
         WorkerGroup(name=name, cpus=1, gpus=math.ceil(sum(demand.gpus for demand in demands(profile))), memory_gib=4)
         for name, profile in PROFILES.items()
     ],
-    serving=Settings(models=[model for profile in PROFILES.values() for model in profile.models], embeddings=[]),
+    serving=Settings(models=[model for profile in PROFILES.values() for model in profile.models], **NOTHING_ELSE),
 )
 
 
@@ -128,7 +133,7 @@ def service(kubernetes: Kubectl, fake_gpus: None, namespace: str) -> dict[str, A
         **{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "stub", "namespace": namespace}},
         "data": {stub.name: stub.read_text()},
     }
-    apply(kubernetes, config_map, with_stub(rayservice(NAMESPACE, STACK)))
+    apply(kubernetes, config_map, keys_secret(NAMESPACE, STACK), with_stub(rayservice(NAMESPACE, STACK)))
     patience = STACK.ready_timeout_seconds
     wait = ("wait", "rayservice", NAMESPACE, "--for=condition=Ready", f"--timeout={patience}s")
     kubernetes(*wait, "--namespace", namespace, timeout=patience + 10)
@@ -221,5 +226,5 @@ def test_an_engine_is_where_its_type_of_gpu_is(ray: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("service")
 @pytest.mark.parametrize("model", [model.name for model in STACK.serving.models])
 def test_the_stub_answers_for_each_model(kubernetes: Kubectl, model: str) -> None:
-    answer = ask(kubernetes, NAMESPACE, f"{NAMESPACE}-serve-svc", model)
+    answer = ask(kubernetes, NAMESPACE, f"{NAMESPACE}-serve-svc", model, LOCAL_KEY)
     assert answer == f"I am a stub without a GPU, in place of the model {model}."

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import LOCAL_KEY, ROOT, StackConfig, from_file
 from infra.platform import kuberay
 from infra.serving.rayservice import SERVE_PORT
 from scripts.cluster.layout import api_port
@@ -26,7 +26,7 @@ from tests.e2e.conftest import Stack
 @pytest.fixture(scope="module")
 def client(kubernetes: Kubectl) -> Iterator[httpx.Client]:
     """Of the application, by way of its Kubernetes Service."""
-    with kubernetes.service(StackConfig().namespace, "llm-serve-svc", SERVE_PORT) as client:
+    with kubernetes.service(StackConfig().namespace, "llm-serve-svc", SERVE_PORT, LOCAL_KEY) as client:
         yield client
 
 
@@ -59,7 +59,7 @@ def test_up_ends_with_an_answer(deployed: subprocess.CompletedProcess[str]) -> N
 
 def test_the_model_answers_through_the_service(kubernetes: Kubectl) -> None:
     config = from_file("local")
-    answer = ask(kubernetes, config.namespace, "llm-serve-svc", config.serving.models[0].name)
+    answer = ask(kubernetes, config.namespace, "llm-serve-svc", config.serving.first_model, LOCAL_KEY)
     assert "Paris" in answer
 
 
