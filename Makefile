@@ -43,7 +43,7 @@ check: setup ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath $(APP) app scripts/serve.py scripts/schema.py tests/app
-	.venv-infra/bin/pyright --pythonpath $(INFRA) infra scripts tests/unit tests/infra tests/e2e
+	.venv-infra/bin/pyright --pythonpath $(INFRA) infra scripts tests/unit tests/infra tests/e2e tests/ports.py
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
 	@$(INFRA) -m scripts.tools

@@ -191,7 +191,6 @@ class Gateway(OpenAiIngress):
         super().__init__({}, {})
         self._started = int(time.time())
         self._targets: dict[str, Target] = {}
-        self._listed: list[str] = []
         self._probes: dict[str, list[Callable[[], Any]]] = {}
         self._ready_until: dict[str, float] = {}
         for model in settings.models:
@@ -210,7 +209,6 @@ class Gateway(OpenAiIngress):
             self._targets.setdefault(name, Target(handle, model.name))
             for adapter in variant.adapters:
                 self._targets.setdefault(f"{name}:{adapter.name}", Target(handle, f"{model.name}:{adapter.name}"))
-        self._listed = [name for name in self._targets if "@" not in name]
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; with `stream`, in server-sent events."""
@@ -240,7 +238,8 @@ class Gateway(OpenAiIngress):
 
     async def list_models(self) -> CardList:
         """All models and adapters."""
-        return CardList(data=[self._card(name) for name in (*self._listed, *self._embeddings)])
+        names = [name for name in self._targets if "@" not in name]
+        return CardList(data=[self._card(name) for name in (*names, *self._embeddings)])
 
     async def get_model(self, model: str) -> Card:
         """One model."""

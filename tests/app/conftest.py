@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from app.builtin import cache_dir, ensure
 from app.settings import Model, Settings, load
 from scripts.serve import URL
 from tests.app import lora
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
@@ -43,6 +43,8 @@ PROMPTS = [
 START_SECONDS = 900.0
 STOP_SECONDS = 180.0
 MARK = "BLUEPRINT_TEST"
+RAY = Path("/tmp/ray")
+"""Where the Ray of `make serve` keeps its files."""
 
 
 def answer(client: OpenAI, prompt: str) -> str | None:
@@ -154,7 +156,7 @@ class Running(NamedTuple):
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def metrics(self) -> dict[str, Metric]:
-        return metrics(Path("/tmp/ray"))
+        return metrics(RAY)
 
 
 def metrics(temp_dir: Path) -> dict[str, Metric]:
@@ -168,18 +170,39 @@ def metrics(temp_dir: Path) -> dict[str, Metric]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def eventually(what: str, condition: Callable[[], bool], seconds: float) -> None:
     """Return when `condition` holds; fail when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.2)
+
+
+def batches(temp_dir: Path, deployment: str, quiet_seconds: float) -> tuple[float, float]:
+    """How many batches a deployment of the Ray with this directory has made, and how many with one text only.
+
+    Read until they stay as they are for `quiet_seconds`, which must be longer than Ray takes to export its metrics.
+    """
+
+    def read() -> tuple[float, float]:
+        metric = metrics(temp_dir).get("ray_serve_actual_batch_size")
+        ours = [one for one in metric.samples if one.labels["deployment"] == deployment] if metric else []
+        if not ours:
+            return 0, 0
+        (every,) = [sample.value for sample in ours if sample.name.endswith("_count")]
+        (single,) = [sample.value for sample in ours if sample.labels.get("le") == "1.0"]
+        return every, single
+
+    counts, since = read(), time.monotonic()
+
+    def settled() -> bool:
+        nonlocal counts, since
+        if counts != (now := read()):
+            counts, since = now, time.monotonic()
+        return time.monotonic() - since > quiet_seconds
+
+    eventually("the metrics settle", settled, 90)
+    return counts
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Embeddings over HTTP, against transformers computed directly: one text at a time, no padding, no server."""
 
 import base64
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -14,7 +13,7 @@ from openai import OpenAI
 from transformers import AutoModel, AutoTokenizer
 
 from app.builtin import ensure
-from tests.app.conftest import Running, eventually
+from tests.app.conftest import RAY, Running, batches, eventually
 
 TEXTS = [
     "ocean",
@@ -115,36 +114,18 @@ def test_the_model_may_be_left_out(server: Running) -> None:
 
 
 def test_requests_at_the_same_time_share_batches(server: Running, client: OpenAI) -> None:
-    def batches() -> tuple[float, float]:
-        """How many batches there were, and how many of them with one text only."""
-        samples = server.metrics()["ray_serve_actual_batch_size"].samples
-        ours = [sample for sample in samples if sample.labels["deployment"] == "Embeddings:embed"]
-        (every,) = [sample.value for sample in ours if sample.name.endswith("_count")]
-        (single,) = [sample.value for sample in ours if sample.labels.get("le") == "1.0"]
-        return every, single
-
-    def settled() -> tuple[float, float]:
-        """The same, once every batch until now is counted: Ray exports them every ten seconds."""
-        counts, since = batches(), time.monotonic()
-
-        def unchanged() -> bool:
-            nonlocal counts, since
-            if counts != (now := batches()):
-                counts, since = now, time.monotonic()
-            return time.monotonic() - since > 12
-
-        eventually("the metrics settle", unchanged, 90)
-        return counts
+    def counted() -> tuple[float, float]:
+        return batches(RAY, "Embeddings:embed", quiet_seconds=12)  # Ray exports them every ten
 
     texts = [f"text number {number}" for number in range(64)]
     client.embeddings.create(model="embed", input="the first batch makes the metric")
     eventually("the metric is there", lambda: "ray_serve_actual_batch_size" in server.metrics(), 60)
-    every, single = settled()
+    every, single = counted()
     with ThreadPoolExecutor(32) as pool:
         done = list(pool.map(lambda text: client.embeddings.create(model="embed", input=text).data[0].embedding, texts))
     for text, vector in zip(texts, done, strict=True):
         assert close(vector, directly(text)), text
 
-    every_after, single_after = settled()
+    every_after, single_after = counted()
     assert every_after - every > single_after - single
     assert every_after - every < len(texts)

@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ import httpx
 import pytest
 
 from app.settings import APPLICATION, Settings, parse, serve_config
-from tests.app.conftest import BINARIES, eventually, free_port, metrics, started, wait_for
+from tests.app.conftest import BINARIES, batches, eventually, started, wait_for
+from tests.ports import free_port
 
 SCALING = {
     "max_ongoing_requests": 11,
@@ -181,25 +181,8 @@ def test_batching_changes_live(cluster: Cluster) -> None:
         url = f"http://127.0.0.1:{cluster.http_port}/v1/embeddings"
         return httpx.post(url, json=body, trust_env=False, timeout=60).status_code
 
-    def batches() -> tuple[float, float]:
-        """How many batches there were, and how many of them with one text only."""
-        metric = metrics(cluster.temp_dir).get("ray_serve_actual_batch_size")
-        samples = metric.samples if metric else []
-        every = sum(sample.value for sample in samples if sample.name.endswith("_count"))
-        return every, sum(sample.value for sample in samples if sample.labels.get("le") == "1.0")
-
-    def all_batches() -> tuple[float, float]:
-        """The same, once every batch until now is counted."""
-        counts, since = batches(), time.monotonic()
-
-        def settled() -> bool:
-            nonlocal counts, since
-            if counts != (now := batches()):
-                counts, since = now, time.monotonic()
-            return time.monotonic() - since > 3
-
-        eventually("the metrics settle", settled, 60)
-        return counts
+    def counted() -> tuple[float, float]:
+        return batches(cluster.temp_dir, "Embeddings:real", quiet_seconds=3)  # this Ray exports them twice a second
 
     def ask_at_once(number: int) -> None:
         with ThreadPoolExecutor(number) as pool:
@@ -208,7 +191,7 @@ def test_batching_changes_live(cluster: Cluster) -> None:
     eventually("the embedding model answers", lambda: embed("first") == 200, 300)
     before = replica()
     ask_at_once(32)
-    every, single = all_batches()
+    every, single = counted()
     assert every > single
 
     real, waiting = SETTINGS["embeddings"]
@@ -219,6 +202,6 @@ def test_batching_changes_live(cluster: Cluster) -> None:
 
     eventually("Ray has the new value", lambda: batch_size() == 1, 60)
     ask_at_once(32)
-    every_after, single_after = all_batches()
+    every_after, single_after = counted()
     assert every_after - every == single_after - single == 32
     assert replica() == before

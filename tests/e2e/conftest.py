@@ -3,7 +3,6 @@
 Each directory is a scenario, and any can be run alone: `pytest tests/e2e/gpus`.
 """
 
-import socket
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,15 +12,10 @@ import pytest
 from infra.config import ROOT, from_file
 from scripts import cluster, diagnose
 from scripts.kubectl import Kubectl, connect
+from tests.ports import free_port
 
 SCENARIOS = Path(__file__).parent
 reported: list[BaseException | None] = []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Stack:
