@@ -1,4 +1,5 @@
-# The application on Ray, for nodes without a GPU. `make image` builds it with Docker or, without a daemon, buildah.
+# The application on Ray, for nodes without a GPU, and no weights: pods mount or load those. `make image` builds it with
+# Docker or, without a daemon, buildah. BASE is `image.base` of the stack: name@sha256:… where builds must not drift.
 ARG BASE=docker.io/library/debian:bookworm-slim
 FROM ${BASE}
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
@@ -21,19 +22,15 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
        /opt/requirements/cpu.txt \
     && rm -rf /opt/uv
 
-# The built-in model, converted here once, so pods need neither a hub nor a writable disk.
-ENV BLUEPRINT_CACHE=/opt/blueprint
-WORKDIR /opt/app
-COPY app/__init__.py app/builtin.py app/
-RUN python -m app.builtin
-
 # Importing once leaves bytecode of just the modules in use; a pod's read-only root could not keep it, and each of its
 # processes would compile vLLM anew.
 RUN python -c "import ray.dashboard.agent, ray.dashboard.dashboard, ray.serve._private.controller, ray.serve._private.proxy" \
+    && python -c "import ray.autoscaler._private.kuberay.run_autoscaler, ray.autoscaler.v2.monitor" \
     && python -c "import ray.llm._internal.serve.engines.vllm.vllm_engine, ray.serve.llm.ingress" \
     && python -c "import vllm.entrypoints.openai.api_server, vllm.v1.engine.async_llm, vllm.v1.worker.cpu_worker" \
     && python -c "import transformers.models.llama.modeling_llama, vllm.model_executor.models.llama"
 
+WORKDIR /opt/app
 COPY app app
 ENV PYTHONPATH=/opt/app PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
 USER 1000:1000

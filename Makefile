@@ -12,38 +12,76 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve up status down test e2e check tools image lock schema vendor-kuberay
+.PHONY: help setup serve demo experiment key bootstrap weights preview up status logs forward down test aws setup-docker \
+  remove-docker e2e check tools image lock schema vendor-balancer vendor-karpenter vendor-kuberay
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
 	@$(APP) -m scripts.packages laptop
 
-serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000
-	@$(APP) -m scripts.serve $(SETTINGS)
+serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000; SHAPE=cluster as a RayService does
+	@$(APP) -m scripts.serve $(SETTINGS) $(if $(SHAPE),--shape $(SHAPE))
 
-up: .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
+demo: .venv/.installed ## a tour over all routes of the server that runs at URL (default: here)
+	@$(APP) -m scripts.demo $(if $(URL),--url $(URL))
+
+experiment: .venv/.installed ## compare the variants of the server that runs here
+	@$(APP) -m scripts.experiment
+
+key: .venv-infra/.installed ## make an API key for NAME (MODELS=a,b RPM= TPM= CONCURRENCY= limit it), shown once
+	@$(INFRA) -m scripts.key --name "$(NAME)" --models "$(MODELS)" --rpm "$(RPM)" --tpm "$(TPM)" \
+	  --concurrency "$(CONCURRENCY)"
+
+bootstrap: .venv-infra/.installed ## the bucket and the key for Pulumi's state, in the AWS account of STACK
+	@$(INFRA) -m scripts.bootstrap $(STACK)
+
+weights: .venv/.installed ## put MODEL of the hub, at the commit REVISION, into STACK's bucket, with checksums
+	@$(APP) -m scripts.weights $(STACK) --model "$(MODEL)" --revision "$(REVISION)"
+
+preview: .venv-infra/.installed ## what `make up` would do to STACK
+	@$(INFRA) -m scripts.preview $(STACK)
+
+up: .venv/.installed .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
 	@$(INFRA) -m scripts.up $(STACK)
 
-status: .venv-infra/.installed ## what of STACK runs
+status: .venv-infra/.installed ## what of STACK runs, and what keeps the rest from running
 	@$(INFRA) -m scripts.status $(STACK)
+
+logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= choose by a part of the name; FOLLOW=1)
+	@$(INFRA) -m scripts.logs $(STACK) --pod "$(POD)" --what "$(WHAT)" $(if $(FOLLOW),--follow)
+
+forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000) and Ray's dashboard (DASHBOARD=8265) on 127.0.0.1
+	@$(INFRA) -m scripts.forward $(STACK) --port "$(PORT)" --dashboard "$(DASHBOARD)"
 
 down: .venv-infra/.installed ## take STACK away and leave nothing behind
 	@$(INFRA) -m scripts.down $(STACK)
 
-test: setup ## unit and infrastructure tests, and the real server driven by the OpenAI client
+test: setup ## unit and infrastructure tests, the AWS provider, and the real server driven by the OpenAI client
 	$(INFRA) -m pytest tests/unit tests/infra
+	$(MAKE) aws
 	$(APP) -m pytest tests/app
+
+aws: .venv-infra/.installed ## each stack's AWS half to the real AWS provider and back, against a fake AWS (TF_PLUGIN_MIRROR=)
+	$(INFRA) -m pytest --capture=no tests/aws
+
+setup-docker: .venv-infra/.installed ## start a Docker engine for test containers, where none answers; tests do it themselves
+	@$(INFRA) -m scripts.docker_engine setup
+
+remove-docker: .venv-infra/.installed ## end it, with its containers and images
+	@$(INFRA) -m scripts.docker_engine remove
 
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
 	$(INFRA) -m pytest --capture=no tests/e2e
 
+APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py schema.py serve.py weights.py)
 check: setup ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/pyright --pythonpath $(APP) app scripts/serve.py scripts/schema.py tests/app
-	.venv-infra/bin/pyright --pythonpath $(INFRA) infra scripts tests/unit tests/infra tests/e2e tests/ports.py
+	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
+	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
+	  scripts/cluster scripts/tools tests/unit tests/infra tests/aws tests/e2e tests/ports.py
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
 	@$(INFRA) -m scripts.tools
@@ -56,11 +94,17 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --no-emit-index-url --custom-com
 UNUSED = $(addprefix --no-emit-package ,triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder)
 lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
 	$(LOCK) --extra cpu $(UNUSED) -o requirements/cpu.txt
-	$(LOCK) --extra cpu --group dev $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
-	$(LOCK) --extra infra --group dev -o requirements/infra.txt
+	$(LOCK) --extra cpu --group models --group dev --group experiment $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
+	$(LOCK) --extra infra --group dev --group aws -o requirements/infra.txt
 
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows
 	@$(APP) -m scripts.schema
+
+vendor-balancer: .venv-infra/.installed ## copy the Load Balancer Controller's CRDs into infra/platform/manifests
+	@$(INFRA) -m scripts.vendor_balancer
+
+vendor-karpenter: .venv-infra/.installed ## copy the pinned Karpenter's CRDs into infra/platform/manifests
+	@$(INFRA) -m scripts.vendor_karpenter
 
 vendor-kuberay: .venv-infra/.installed ## copy the pinned KubeRay's manifests into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_kuberay

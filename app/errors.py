@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,11 +19,40 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger("ray.serve")
 
 
+class _Error(BaseModel):
+    message: str
+    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
+    param: str | None = Field(description="The field of the request that is wrong.")
+    code: str | None = Field(description="For programs.")
+
+
+class ErrorBody(BaseModel):
+    """An error, in OpenAI's shape."""
+
+    error: _Error
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": meaning}
+    for status, meaning in {
+        400: "The request is wrong; `param` names the field.",
+        401: "No API key, or an unknown one.",
+        403: "The API key may not use this model.",
+        404: "There is no such model.",
+        413: "The body is too large.",
+        429: "Too much at once, or for this API key; Retry-After says when to come again.",
+        503: "The model does not answer; Retry-After says when to come again.",
+        "default": "An error.",
+    }.items()
+}
+"""`responses` of every route, for its documentation."""
+
+
 class ApiError(HTTPException):
     """Raised anywhere behind a route to answer with `status` and OpenAI's error object.
 
     `param` names the request's field at fault, `code` is for programs, `message` for people; `retry_after` is the
-    header, in seconds.
+    header, in seconds; `details` are further keys of the object.
     """
 
     def __init__(
@@ -33,6 +63,7 @@ class ApiError(HTTPException):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(status, message)
         self.status = status
@@ -40,6 +71,7 @@ class ApiError(HTTPException):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.details = details or {}
 
     def __reduce__(self) -> tuple[Callable[..., "ApiError"], tuple[()], dict[str, Any]]:
         # Exceptions are pickled by their positional arguments, and this one travels between replicas.
@@ -51,7 +83,8 @@ class ApiError(HTTPException):
             kind = "rate_limit_error"
         else:
             kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        named = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": {**named, **self.details}}
 
     def response(self) -> JSONResponse:
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None

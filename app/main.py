@@ -1,39 +1,84 @@
-"""The application. `serve run app.main:app` serves it here, a RayService in a cluster."""
+"""The application. `serve run app.main:app` serves all of it here; a RayService has an application of each part."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 from ray.serve import Application
 
 from app.builtin import BuiltinModelError
-from app.settings import Settings, load, parse
-from app.validation import SettingsError
+from app.settings import GENERATE, Settings, SettingsError, load, parse, remotes
+
+# The deployments are imported in functions: they import vLLM for many seconds, and a typo should be told at once.
 
 
-def app(args: dict[str, Any]) -> Application:
-    """Build the Serve application from its arguments.
+def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any]], Application]:
+    """An application builder for Ray Serve, from one that takes Settings.
 
-    `serve run app.main:app` has none and takes the defaults, `serve run app.main:app settings=FILE`
-    names a YAML file, and a cluster gives the settings themselves (`serve_config`).
+    `serve run app.main:app` has no arguments and takes the defaults, `serve run app.main:app settings=FILE` names a
+    YAML file, and a cluster gives the settings themselves (`serve_config`).
     """
-    try:
-        return graph(load(args["settings"]) if args.keys() == {"settings"} else parse(args))
-    except (SettingsError, BuiltinModelError) as error:
-        # The one exception that `serve run` prints as a message, without a stack trace.
-        raise click.ClickException(str(error)) from None
+
+    def built(args: dict[str, Any]) -> Application:
+        try:
+            return build(load(args["settings"]) if args.keys() == {"settings"} else parse(args))
+        except (SettingsError, BuiltinModelError) as error:
+            # The one exception that `serve run` prints as a message, without a stack trace.
+            raise click.ClickException(str(error)) from None
+
+    return built
 
 
-def graph(settings: Settings) -> Application:
-    """All deployments, and who calls whom."""
-    # Not at the top: they import vLLM for many seconds, and a typo should be told at once.
-    from app.deployments import embeddings, gateway, llm
+@builder
+def app(settings: Settings) -> Application:
+    """All deployments in one application."""
+    from app.deployments import gateway, nlp
 
-    return gateway.deployment(settings).bind(
-        settings,
-        models={
-            model.deployment(variant): llm.build(model, variant)
-            for model in settings.models
-            for variant in model.variants
-        },
-        embeddings={model.deployment: embeddings.build(model) for model in settings.embeddings},
-    )
+    engines = _variants(settings) | _generator(settings)
+    return gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
+
+
+@builder
+def variant(settings: Settings) -> Application:
+    """One variant of one model."""
+    (only,) = _variants(settings).values()
+    return only
+
+
+@builder
+def generate(settings: Settings) -> Application:
+    """The model behind /generate."""
+    (only,) = _generator(settings).values()
+    return only
+
+
+@builder
+def nlp(settings: Settings) -> Application:
+    """Everything but the engines: embeddings, classifiers, rerankers, pipeline."""
+    from app.deployments import nlp, together
+
+    return together.build(nlp.deployments(settings, remotes(settings)))
+
+
+@builder
+def gateway(settings: Settings) -> Application:
+    """The way in, in front of the other applications."""
+    from app.deployments import gateway
+
+    return gateway.deployment(settings).bind(settings, remotes(settings))
+
+
+def _variants(settings: Settings) -> dict[str, Application]:
+    from app.deployments import llm
+
+    return {
+        model.deployment(variant): llm.build(model, variant) for model in settings.models for variant in model.variants
+    }
+
+
+def _generator(settings: Settings) -> dict[str, Application]:
+    if not settings.generate:
+        return {}
+    from app.deployments import generate
+
+    return {GENERATE: generate.build(settings.generate)}

@@ -4,301 +4,28 @@ Needs pydantic and nothing of ray, torch or vllm, so that a deployment can be ch
 local profile: a small language model and a small embedding model on a laptop's CPU.
 """
 
-import json
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from app.builtin import PACKAGES, Kind
+from app.builtin import PACKAGES, WEIGHTS, Kind
+from app.engine import Engine
+from app.options import BatchScaling, EnginePlacement, GatewayScaling, GpuPlacement, Placement, Scaling
 from app.validation import SettingsError, Strict, nearest, require_distinct, short, validate
 
-APPLICATION = "blueprint"
-"""Name of the Serve application, as in Ray's metrics and in a RayService's status."""
-
-VLLM: dict[str, list[str]] = json.loads(Path(__file__).with_name("vllm.json").read_text())
-"""What the pinned vLLM knows: its arguments, and the choices of some; `make schema` writes it."""
+GENERATE = "Generate"
+"""Name of the Serve deployment behind /generate."""
+ANALYZE = "Analyze"
+"""Name of the Serve deployment behind /analyze."""
 
 # What follows a : is a LoRA adapter, what follows an @ a variant, and the names of deployments have -- for a /. Without
 # these in a name, no two models share a deployment.
 NAME = r"^[A-Za-z0-9]+([-._/][A-Za-z0-9]+)*$"
 PART = r"^[A-Za-z0-9]+([-._][A-Za-z0-9]+)*$"
-
-
-class Autoscaling(Strict):
-    """Ray's autoscaling_config: replicas follow the requests that are under way and waiting."""
-
-    min_replicas: int = Field(
-        default=1, ge=0, description="Least number of replicas; 0 lets the model go when nobody asks, at a cold start."
-    )
-    max_replicas: int = Field(default=2, ge=1, description="Greatest number of replicas.")
-    initial_replicas: int | None = Field(
-        default=None, ge=0, description="Number of replicas at first; min_replicas when left out."
-    )
-    target_ongoing_requests: float = Field(
-        default=16, gt=0, description="Requests, under way and waiting, that each replica should have."
-    )
-    upscale_delay_s: float = Field(default=30, ge=0, description="Seconds of more load before replicas are added.")
-    downscale_delay_s: float = Field(default=600, ge=0, description="Seconds of less load before replicas are removed.")
-    upscaling_factor: float = Field(default=1, gt=0, description="Multiplies each step up; below 1 makes it smaller.")
-    downscaling_factor: float = Field(
-        default=1, gt=0, description="Multiplies each step down; below 1 makes it smaller."
-    )
-    metrics_interval_s: float = Field(default=10, gt=0, description="Seconds between two reports of a replica's load.")
-    look_back_period_s: float = Field(default=30, gt=0, description="Seconds over which the load is averaged.")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas = {self.max_replicas}: is less than min_replicas ({self.min_replicas}); "
-                "fix: raise max_replicas or lower min_replicas"
-            )
-        initial = self.initial_replicas
-        if initial is not None and not self.min_replicas <= initial <= self.max_replicas:
-            raise ValueError(
-                f"initial_replicas = {initial}: is not between min_replicas ({self.min_replicas}) and max_replicas "
-                f"({self.max_replicas}); fix: choose one between them"
-            )
-        if self.look_back_period_s <= self.metrics_interval_s:
-            raise ValueError(
-                f"look_back_period_s = {self.look_back_period_s:g}: is not longer than metrics_interval_s "
-                f"({self.metrics_interval_s:g}), so a period may hold no report; fix: make it longer"
-            )
-        return self
-
-
-class Scaling(Strict):
-    """How many replicas a deployment has, what each takes on, and how it is watched and stopped."""
-
-    num_replicas: int | None = Field(
-        default=None, ge=1, description="Number of replicas; 1 when left out and autoscaling_config is, too."
-    )
-    autoscaling_config: Autoscaling | None = Field(
-        default=None, description="Replicas follow the load, in place of num_replicas."
-    )
-    max_ongoing_requests: int = Field(
-        default=64, ge=1, description="Requests a replica works on at once; more wait in the caller's queue."
-    )
-    max_queued_requests: int = Field(
-        default=256,
-        ge=-1,
-        description="Requests that wait at each caller; more are answered 429 at once. -1 means without limit.",
-    )
-    retry_after_s: int = Field(default=1, ge=0, description="Retry-After of such a 429, in seconds.")
-    health_check_period_s: float = Field(default=10, gt=0, description="Seconds between two health checks.")
-    health_check_timeout_s: float = Field(
-        default=30,
-        gt=0,
-        description="Seconds a health check may take; a replica that fails three in a row is replaced.",
-    )
-    graceful_shutdown_wait_loop_s: float = Field(
-        default=2, gt=0, description="Seconds between two looks whether a stopping replica has finished its requests."
-    )
-    graceful_shutdown_timeout_s: float = Field(
-        default=20, ge=0, description="Seconds a stopping replica has to finish its requests before it is killed."
-    )
-
-    @field_validator("max_queued_requests")
-    @classmethod
-    def _ray_takes_it(cls, most: int) -> int:
-        if most == 0:
-            raise ValueError("Ray has no such limit; fix: make it 1 or more, or -1 for no limit")
-        return most
-
-    @model_validator(mode="after")
-    def _one_way_to_scale(self) -> Self:
-        autoscaling = self.autoscaling_config
-        if autoscaling is None:
-            return self
-        if self.num_replicas is not None:
-            raise ValueError(
-                f"num_replicas = {self.num_replicas}: autoscaling_config is there, too, and decides that; "
-                "fix: keep one of them"
-            )
-        if autoscaling.target_ongoing_requests > self.max_ongoing_requests:
-            raise ValueError(
-                f"autoscaling_config.target_ongoing_requests = {autoscaling.target_ongoing_requests:g}: is more than a "
-                f"replica takes, max_ongoing_requests ({self.max_ongoing_requests}); fix: lower it, or raise that"
-            )
-        return self
-
-    @property
-    def greatest(self) -> int:
-        """Number of replicas at most."""
-        return self.autoscaling_config.max_replicas if self.autoscaling_config else self.num_replicas or 1
-
-    def options(self) -> dict[str, Any]:
-        """Options of a Ray Serve deployment (`serve.deployment(...)`)."""
-        kept = self.model_dump(exclude={"num_replicas", "autoscaling_config", "retry_after_s"})
-        kept["backpressure_config"] = {"status_code": 429, "retry_after_s": self.retry_after_s}
-        if self.autoscaling_config is None:
-            return {**kept, "num_replicas": self.num_replicas or 1}
-        return {**kept, "autoscaling_config": self.autoscaling_config.model_dump(exclude_none=True)}
-
-
-class Placement(Strict):
-    """What Ray reserves for a replica."""
-
-    num_cpus: float = Field(
-        default=0.25, ge=0, description="Cores that Ray sets aside for a replica; it may use more when they are idle."
-    )
-    memory_gib: float | None = Field(
-        default=None, gt=0, description="Memory that Ray sets aside for a replica, in GiB; none when left out."
-    )
-
-    def options(self) -> dict[str, Any]:
-        """`ray_actor_options` of a replica."""
-        chosen: dict[str, Any] = {"num_cpus": self.num_cpus}
-        if self.memory_gib is not None:
-            chosen["memory"] = int(self.memory_gib * 2**30)
-        return chosen
-
-
-class GpuPlacement(Placement):
-    """What Ray reserves for a replica that may use a GPU."""
-
-    num_gpus: float = Field(
-        default=0, ge=0, le=1, description="GPUs of a replica: 0, 1, or a share such as 0.25 of one that it shares."
-    )
-    accelerator_type: (
-        Literal["T4", "A10G", "L4", "L40S", "A100-40G", "A100-80G", "H100", "H200", "B200", "B300", "GB200", "GB300"]
-        | None
-    ) = Field(default=None, description="The GPU that it needs, by Ray's name; any when left out.")
-
-    @model_validator(mode="after")
-    def _gpu_for_its_type(self) -> Self:
-        if self.accelerator_type and not self.num_gpus:
-            raise ValueError(
-                f"accelerator_type = {self.accelerator_type!r}: no GPU is asked for; fix: set num_gpus, or leave it out"
-            )
-        return self
-
-    def options(self) -> dict[str, Any]:
-        chosen = {**super().options(), "num_gpus": self.num_gpus}
-        if self.accelerator_type:
-            chosen["accelerator_type"] = self.accelerator_type
-        return chosen
-
-
-class EnginePlacement(GpuPlacement):
-    """What Ray reserves for a language model: `num_gpus` is that of each of its engine's workers."""
-
-    num_cpus: float = Field(
-        default=1, ge=0, description="Cores that Ray sets aside for a replica; vLLM uses all cores that it sees."
-    )
-    strategy: Literal["STRICT_PACK", "PACK"] = Field(
-        default="STRICT_PACK",
-        description="Where an engine's workers go: all on one node, or on several where pipeline stages need it.",
-    )
-
-
-class Engine(Strict):
-    """vLLM's engine arguments. Those that are not here go into `extra`."""
-
-    max_model_len: int = Field(default=2048, ge=1, description="Longest prompt and answer together, in tokens.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="bfloat16", description="Type of the weights and activations; auto takes the weights' own."
-    )
-    quantization: str | None = Field(
-        default=None, description="vLLM's method, say fp8 or awq; left out, what the weights say."
-    )
-    # Compiled bfloat16 on CPUs gave a deterministic wrong answer to one of our five golden prompts,
-    # and took three times as long to start.
-    enforce_eager: bool = Field(
-        default=True,
-        description="Run without torch.compile and CUDA graphs: keep it on CPUs, which compile wrong answers; "
-        "on GPUs turn it off, for speed.",
-    )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that each layer is split over.")
-    pipeline_parallel_size: int = Field(default=1, ge=1, description="Groups of GPUs that the layers are dealt to.")
-    kv_cache_gib: int | None = Field(
-        default=None,
-        ge=1,
-        description="Key-value cache on CPUs, in whole GiB (vLLM crashes on a fraction); 1 when left out.",
-    )
-    gpu_memory_utilization: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Share of a GPU's memory for weights and key-value cache; 0.9 of num_gpus when left out.",
-    )
-    max_num_seqs: int = Field(default=128, ge=2, description="Sequences in one step of the engine.")
-    max_num_batched_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens in one step of the engine; vLLM chooses when left out."
-    )
-    enable_prefix_caching: bool = Field(default=True, description="Prompts with the same start share its cache.")
-    seed: int = Field(default=0, ge=0, description="Seed of requests that bring none.")
-    load_format: str = Field(default="auto", description="How weights are read; runai_streamer streams them from S3.")
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the weights.")
-    tool_call_parser: str | None = Field(
-        default=None,
-        description="vLLM's parser of the model's tool calls, say hermes or llama3_json: allows tool_choice=auto.",
-    )
-    reasoning_parser: str | None = Field(default=None, description="vLLM's parser of the model's reasoning.")
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        default=16, description="Greatest rank of the variant's adapters."
-    )
-    start_timeout_s: int = Field(
-        default=1800, ge=1, description="Seconds from the start of a replica to its first token: weights, compilation."
-    )
-    extra: dict[str, JsonValue] = Field(
-        default={}, description="More of vLLM's arguments by their Python names, say {speculative_config: {...}}."
-    )
-
-    @field_validator("quantization", "load_format", "tool_call_parser", "reasoning_parser")
-    @classmethod
-    def _vllm_knows_it(cls, value: str | None, info: ValidationInfo) -> str | None:
-        known = VLLM[info.field_name or ""]
-        if value is not None and value not in known:
-            raise ValueError(f"vLLM has no such {info.field_name}; fix: use {nearest(value, known)}")
-        return value
-
-    @field_validator("extra")
-    @classmethod
-    def _vllm_has_them(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name, value in extra.items():
-            given = f"{name} = {short(value)}"
-            if name in cls.model_fields:
-                raise ValueError(f"{given}: is a key of engine itself; fix: move it out of extra")
-            if name in _SECRETS:
-                raise ValueError(
-                    f"{name}: would be in the clear here; fix: leave it out (HF_TOKEN is an environment variable)"
-                )
-            if name in _OURS:
-                raise ValueError(f"{given}: {_OURS[name]}")
-            if name.startswith(_NOT_HERE):
-                raise ValueError(f"{given}: does nothing here, or what Ray reserves would be wrong; fix: leave it out")
-            if name not in VLLM["arguments"]:
-                known = nearest(name, VLLM["arguments"], "one of `arguments` in app/vllm.json")
-                raise ValueError(f"{given}: vLLM has no such argument; fix: use {known}")
-        return extra
-
-    @property
-    def workers(self) -> int:
-        """Number of GPUs of one replica's engine."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size
-
-
-_OURS = {
-    "model": "is the variant's `source`; fix: set that",
-    "served_model_name": "is the model's `name`; fix: set that",
-    "distributed_executor_backend": "is Ray's to choose; fix: leave it out",
-    "enable_lora": "follows from `adapters`; fix: list the adapters",
-    "lora_modules": "follows from `adapters`; fix: list the adapters",
-    "revision": "is the variant's `revision`; fix: set that",
-}
-"""vLLM's arguments that other settings decide."""
-_SECRETS = ("api_key", "hf_token")
-_NOT_HERE = (
-    *("host", "port", "uds", "ssl_", "root_path", "middleware", "allow_credentials", "allowed_origins"),
-    *("allowed_methods", "allowed_headers", "uvicorn_", "h11_", "disable_uvicorn", "log_config_file"),
-    *("data_parallel_", "prefill_context_parallel", "decode_context_parallel", "nnodes", "node_rank", "master_"),
-    "disable_log_stats",
-)
-"""Beginnings of vLLM's arguments for a server of its own, and for more workers than we count."""
 
 
 class Adapter(Strict):
@@ -333,9 +60,19 @@ class Weights(Strict):
         return self.source.removeprefix("builtin:") if self.source.startswith("builtin:") else None
 
     @property
+    def on_node(self) -> bool:
+        """Whether pods must find the weights on their node, where `python -m app.builtin` has put them."""
+        return self.builtin in WEIGHTS
+
+    @property
     def from_hub(self) -> bool:
         """Whether the weights must be fetched from a model hub."""
         return self.builtin is None and not self.source.startswith(("/", "s3://"))
+
+    @property
+    def remote(self) -> bool:
+        """Whether replicas load the weights over the network."""
+        return self.from_hub or self.source.startswith("s3://")
 
     @model_validator(mode="after")
     def _revision_is_pinned(self) -> Self:
@@ -354,7 +91,7 @@ def _check_source(source: str, kind: Kind) -> str:
     if source.startswith("builtin:"):
         names = [name for name, package in PACKAGES.items() if package.kind == kind]
         if source.removeprefix("builtin:") not in names:
-            known = " or ".join(f"builtin:{name}" for name in names)
+            known = " or ".join(f"builtin:{name}" for name in names) or "other weights"
             raise ValueError(f"there is no such built-in {kind} model; fix: use {known}")
     elif not re.fullmatch(r"/.+|s3://[^/]+/.+|[\w.-]+/[\w.-]+", source):
         raise ValueError(
@@ -364,15 +101,19 @@ def _check_source(source: str, kind: Kind) -> str:
     return source
 
 
-class Variant(Weights):
-    """One way to serve a model: weights, engine, replicas, placement."""
+def _check_readable(source: str, kind: Kind) -> str:
+    if source.startswith("s3://"):
+        raise ValueError(
+            "transformers reads no weights from S3; fix: use builtin:<name>, an absolute path or <organisation>/<model>"
+        )
+    return _check_source(source, kind)
 
-    name: str = Field(
-        default="stable", pattern=PART, max_length=32, description="What follows the @ in a request that pins it."
-    )
+
+class LanguageModel(Weights):
+    """Weights, an engine to run them, replicas and their placement."""
+
     source: str = Field(default="builtin:smollm2-135m-instruct", description=Weights.model_fields["source"].description)
     engine: Engine = Field(default=Engine(), description="Arguments of vLLM's engine.")
-    adapters: list[Adapter] = Field(default=[], description="LoRA adapters for this variant's weights.")
     scaling: Scaling = Field(default=Scaling(), description="Replicas, and what each takes on.")
     placement: EnginePlacement = Field(default=EnginePlacement(), description="What Ray reserves for a replica.")
 
@@ -383,7 +124,6 @@ class Variant(Weights):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        require_distinct("adapters", [adapter.name for adapter in self.adapters])
         engine, gpus = self.engine, self.placement.num_gpus
         if engine.workers > 1 and gpus != 1:
             raise ValueError(
@@ -392,7 +132,7 @@ class Variant(Weights):
             )
         if engine.kv_cache_gib is not None and gpus:
             raise ValueError(
-                f"engine.kv_cache_gib = {engine.kv_cache_gib}: is for CPUs; fix: use gpu_memory_utilization on GPUs"
+                f"engine.kv_cache_gib = {engine.kv_cache_gib:g}: is for CPUs; fix: use gpu_memory_utilization on GPUs"
             )
         if engine.gpu_memory_utilization is not None and engine.gpu_memory_utilization > gpus:
             raise ValueError(
@@ -414,6 +154,43 @@ class Variant(Weights):
         return self.engine.gpu_memory_utilization or round(0.9 * self.placement.num_gpus, 4)
 
 
+class Variant(LanguageModel):
+    """One way to serve a model, and its part in the model's experiment."""
+
+    name: str = Field(
+        default="stable", pattern=PART, max_length=32, description="What follows the @ in a request that pins it."
+    )
+    weight: float = Field(
+        default=1, ge=0, description="Its share of the model's users, relative to the other variants'. Changes live."
+    )
+    shadow: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Share of the requests to other variants that it gets a copy of; the answers are dropped. "
+        "Changes live.",
+    )
+    adapters: list[Adapter] = Field(default=[], description="LoRA adapters for this variant's weights.")
+
+    @model_validator(mode="after")
+    def _adapters_differ(self) -> Self:
+        require_distinct("adapters", [adapter.name for adapter in self.adapters])
+        return self
+
+
+class Guard(Strict):
+    """A safety classifier before a language model. Changes live, but for the classifier."""
+
+    classifier: str = Field(default="safety", description="Name of the classifier, whose `unsafe` labels count.")
+    enabled: bool = Field(default=True, description="Whether prompts are classified.")
+    threshold: float = Field(
+        default=0.8, gt=0, le=1, description="Score of an unsafe label from which a prompt is refused."
+    )
+    on_failure: Literal["close", "open"] = Field(
+        default="close", description="What a failing classifier means: nothing is answered (503), or everything."
+    )
+
+
 class Model(Strict):
     """One language model behind the OpenAI routes."""
 
@@ -426,17 +203,65 @@ class Model(Strict):
     variants: list[Variant] = Field(
         default=[Variant()],
         min_length=1,
-        description="Ways to serve it; the first answers <name>, each answers <name>@<variant>.",
+        description="Ways to serve it. Users are split over them by weight; <name>@<variant> asks for one.",
     )
+    pins: dict[str, str] = Field(
+        default={},
+        description="User → the variant that this user gets, whatever the weights; with API keys, a user is "
+        "<key's name>/<user>. Changes live.",
+    )
+    guard: Guard | None = Field(default=None, description="A safety classifier that sees every prompt first.")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        require_distinct("variants", [variant.name for variant in self.variants])
+    def _names_are_known(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        require_distinct("variants", names)
+        if not any(variant.weight for variant in self.variants):
+            raise ValueError(
+                "variants.0.weight = 0: every weight is 0, so nobody answers; fix: give one variant a weight"
+            )
+        for user, variant in self.pins.items():
+            if variant not in names:
+                raise ValueError(
+                    f"pins.{user} = {variant!r}: there is no such variant; fix: use {nearest(variant, names)}"
+                )
         return self
 
     def deployment(self, variant: Variant) -> str:
         """Name of the variant's Serve deployment."""
-        return f"LLM:{_slug(self.name)}@{variant.name}"
+        return f"LLM:{slug(self.name)}@{variant.name}"
+
+
+class Generator(LanguageModel):
+    """The model behind /generate: an engine of its own, without OpenAI's frontend."""
+
+    placement: EnginePlacement = Field(
+        default=EnginePlacement(num_cpus=0.25), description="What Ray reserves for a replica."
+    )
+
+    @model_validator(mode="after")
+    def _has_no_frontend(self) -> Self:
+        for key in ("tool_call_parser", "reasoning_parser"):
+            if value := getattr(self.engine, key):
+                raise ValueError(
+                    f"engine.{key} = {value!r}: is for the OpenAI routes, and /generate returns plain text; "
+                    "fix: leave it out, or serve the model in models"
+                )
+        if self.placement.strategy == "PACK":
+            raise ValueError(
+                "placement.strategy = 'PACK': the workers of /generate's engine are processes of one node; "
+                "fix: leave it out, or serve the model in models"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_its_weights(self) -> Self:
+        if self.source.startswith("s3://") and self.engine.load_format != "runai_streamer":
+            raise ValueError(
+                f"source = {self.source!r}: vLLM itself copies nothing from S3; fix: set engine.load_format to "
+                "runai_streamer, or use an absolute path"
+            )
+        return self
 
 
 class Batching(Strict):
@@ -470,23 +295,149 @@ class EmbeddingModel(Weights):
         description="Longest text, in tokens. A longer one is refused, unless the request has truncate_prompt_tokens.",
     )
     batching: Batching = Field(default=Batching(), description="How texts are gathered into batches.")
-    scaling: Scaling = Field(default=Scaling(max_ongoing_requests=256), description="Replicas, and what each takes on.")
+    scaling: BatchScaling = Field(default=BatchScaling(), description="Replicas, and what each takes on.")
     placement: GpuPlacement = Field(default=GpuPlacement(), description="What Ray reserves for a replica.")
 
     @field_validator("source")
     @classmethod
     def _source_is_known(cls, source: str) -> str:
-        if source.startswith("s3://"):
-            raise ValueError(
-                "transformers reads no weights from S3; fix: use builtin:<name>, an absolute path or "
-                "<organisation>/<model>"
-            )
-        return _check_source(source, "embedding")
+        return _check_readable(source, "embedding")
 
     @property
     def deployment(self) -> str:
         """Name of the model's Serve deployment."""
-        return f"Embeddings:{_slug(self.name)}"
+        return f"Embeddings:{slug(self.name)}"
+
+
+class Classifier(Weights):
+    """A text classifier behind /v1/classify: any model that transformers' AutoModelForSequenceClassification loads."""
+
+    name: str = Field(pattern=NAME, max_length=96, description="What clients send as `model`, as for a language model.")
+    source: str = Field(description=Weights.model_fields["source"].description)
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="float32", description="Type of the weights and activations."
+    )
+    unsafe: list[str] = Field(
+        default=[], description="Labels that a guard and /v1/moderations count as unsafe; none for other classifiers."
+    )
+    max_tokens: int = Field(default=512, ge=1, description="Longest text, in tokens; what is longer is cut off.")
+    batching: Batching = Field(default=Batching(), description="How texts are gathered into batches.")
+    scaling: BatchScaling = Field(default=BatchScaling(), description="Replicas, and what each takes on.")
+    placement: GpuPlacement = Field(default=GpuPlacement(num_cpus=0.05), description="What Ray reserves for a replica.")
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        return _check_readable(source, "classification")
+
+    @property
+    def deployment(self) -> str:
+        """Name of the classifier's Serve deployment."""
+        return f"Classifier:{slug(self.name)}"
+
+
+class Moderation(Strict):
+    """/v1/moderations: a safety classifier in OpenAI's shape."""
+
+    classifier: str = Field(
+        default="safety", description="Name of the classifier, whose `unsafe` labels are the categories."
+    )
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Score from which a category is flagged.")
+
+
+class Reranker(Weights):
+    """A model behind /v1/rerank: a cross-encoder of transformers, or an embedding model's cosines."""
+
+    name: str = Field(
+        default="rerank",
+        pattern=NAME,
+        max_length=96,
+        description="What clients send as `model`, as for a language model.",
+    )
+    source: str = Field(
+        default="embedding:embed",
+        description="embedding:<name> compares that embedding model's vectors; else the weights of a cross-encoder: an "
+        "absolute path or a hub's <organisation>/<model>.",
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="float32", description="Type of the weights and activations."
+    )
+    max_tokens: int = Field(default=512, ge=1, description="Longest query and document together, in tokens.")
+    batching: Batching = Field(default=Batching(), description="How pairs are gathered into batches.")
+    scaling: BatchScaling = Field(default=BatchScaling(), description="Replicas, and what each takes on.")
+    placement: GpuPlacement = Field(default=GpuPlacement(num_cpus=0.05), description="What Ray reserves for a replica.")
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        return source if source.startswith("embedding:") else _check_readable(source, "reranking")
+
+    @property
+    def embedding(self) -> str | None:
+        """Name of the embedding model, when it does the work."""
+        return self.source.removeprefix("embedding:") if self.source.startswith("embedding:") else None
+
+    @property
+    def from_hub(self) -> bool:
+        return self.embedding is None and super().from_hub
+
+    @property
+    def deployment(self) -> str:
+        """Name of the reranker's Serve deployment."""
+        return f"Rerank:{slug(self.name)}"
+
+
+class Stage(Strict):
+    """A deployment of a pipeline that runs no model of its own."""
+
+    scaling: BatchScaling = Field(default=BatchScaling(), description="Replicas, and what each takes on.")
+    placement: Placement = Field(default=Placement(num_cpus=0.05), description="What Ray reserves for a replica.")
+
+
+class Summary(Stage):
+    """The stage that summarises, by asking a language model."""
+
+    model: str | None = Field(default=None, description="Name of the language model; the first when left out.")
+    min_words: int = Field(default=40, ge=1, description="A text of fewer words is not summarised.")
+    max_tokens: int = Field(default=96, ge=1, description="Longest summary, in tokens.")
+
+
+class Pipeline(Stage):
+    """/analyze: preprocess, then sentiment and summary at the same time."""
+
+    preprocess: Stage = Field(default=Stage(), description="Unicode normalisation, language, number of tokens.")
+    sentiment: str = Field(default="sentiment", description="Name of the classifier that tells the sentiment.")
+    summary: Summary | None = Field(default=Summary(), description="The summary; null leaves it out.")
+    max_characters: int = Field(default=20_000, ge=1, description="Longest text, in characters.")
+
+
+class Auth(Strict):
+    """Who may ask, and how much. Keys are bearer keys, of which only SHA-256 is stored (`make key`)."""
+
+    keys_file: str | None = Field(
+        default=None,
+        description="Path of the YAML file with the keys, read again when it changes. Left out, nobody is asked for a "
+        "key, which is for loopback only.",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        json_schema_extra={"pattern": "^rediss?://.+"},
+        description="Redis in which the gateway's replicas share their counts, say rediss://host:6379/0; its password "
+        "is the environment variable REDIS_PASSWORD. Left out, each replica counts for itself.",
+    )
+
+    @model_validator(mode="after")
+    def _redis_is_known(self) -> Self:
+        if self.redis_url is not None and "@" in self.redis_url:
+            raise ValueError(
+                "redis_url: holds a password in the clear; fix: leave it out, REDIS_PASSWORD is an environment variable"
+            )
+        if self.redis_url is not None and not re.match(r"rediss?://.", self.redis_url):
+            raise ValueError(
+                f"redis_url = {self.redis_url!r}: is no address of Redis; "
+                "fix: write redis://host:6379/0, or rediss: instead of redis: for TLS"
+            )
+        return self
 
 
 class Gateway(Strict):
@@ -495,12 +446,8 @@ class Gateway(Strict):
     max_body_mib: float = Field(
         default=8, gt=0, description="Largest body of a request, in MiB; a larger one is a 413."
     )
-    # The models limit themselves; when they are full, /health must still get through.
-    scaling: Scaling = Field(
-        default=Scaling(max_ongoing_requests=10_000, max_queued_requests=-1),
-        description="Replicas, and what each takes on.",
-    )
-    # Hardly any core, since on two cores the engine has them all; more than none, or Ray may put it on the head.
+    scaling: GatewayScaling = Field(default=GatewayScaling(), description="Replicas, and what each takes on.")
+    # Hardly any core, since on two cores the engines have them all; more than none, or Ray puts it on the head.
     placement: Placement = Field(
         default=Placement(num_cpus=0.01), description="What Ray reserves for a replica; next to no core by default."
     )
@@ -512,22 +459,84 @@ class Settings(Strict):
     models: list[Model] = Field(default=[Model()], description="The language models.")
     embeddings: list[EmbeddingModel] = Field(default=[EmbeddingModel()], description="The embedding models.")
     gateway: Gateway = Field(default=Gateway(), description="The way in.")
+    generate: Generator | None = Field(
+        default=Generator(), description="The model behind /generate; null leaves it out."
+    )
+    classifiers: list[Classifier] = Field(
+        default=[
+            Classifier(name="sentiment", source="builtin:vader-sentiment"),
+            Classifier(name="safety", source="builtin:profanity", unsafe=["offensive"]),
+        ],
+        description="The text classifiers.",
+    )
+    moderation: Moderation | None = Field(
+        default=Moderation(), description="What answers /v1/moderations; null leaves it out."
+    )
+    rerankers: list[Reranker] = Field(default=[Reranker()], description="The models behind /v1/rerank.")
+    pipeline: Pipeline | None = Field(default=Pipeline(), description="What answers /analyze; null leaves it out.")
+    auth: Auth = Field(default=Auth(), description="Keys and limits.")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        if not self.models and not self.embeddings:
-            raise ValueError(
-                "models = []: nothing is served, embeddings is empty, too; fix: add a model to one of them"
-            )
-        require_distinct("models", [model.name for model in self.models])
-        require_distinct("embeddings", [model.name for model in self.embeddings])
-        for index, embedding in enumerate(self.embeddings):
-            if any(model.name == embedding.name for model in self.models):
+    def _names_fit(self) -> Self:
+        if not any((self.models, self.embeddings, self.classifiers, self.rerankers, self.generate)):
+            raise ValueError("models = []: nothing is served; fix: add a model, an embedding model or a classifier")
+        named = {
+            f"{kind}.{index}": thing.name
+            for kind in ("models", "embeddings", "classifiers", "rerankers")
+            for index, thing in enumerate(getattr(self, kind))
+        }
+        for key, name in named.items():
+            if name in ("generate", "analyze"):
+                raise ValueError(f"{key}.name = {name!r}: is the name of a route; fix: choose another")
+        for index, (key, name) in enumerate(named.items()):
+            first = list(named.values()).index(name)
+            if first < index:
+                raise ValueError(f"{key}.name = {name!r}: {list(named)[first]} has this name; fix: give each its own")
+        for key, name, kind in self._references():
+            known = [thing.name for thing in getattr(self, kind)]
+            if name not in known:
+                fix = f"use {nearest(name, known)}" if known else f"add one to {kind}"
+                # Left out, it would be the default, which is there.
+                without = "rerankers to []" if kind == "embeddings" else f"{key.rpartition('.')[0]} to null"
+                raise ValueError(f"{key} = {name!r}: there is no such thing in {kind}; fix: {fix}, or set {without}")
+        for key, name in self._safety():
+            if not next(classifier for classifier in self.classifiers if classifier.name == name).unsafe:
                 raise ValueError(
-                    f"embeddings.{index}.name = {embedding.name!r}: a language model has this name; "
-                    "fix: give each model its own"
+                    f"{key} = {name!r}: that classifier has no unsafe labels, so all would be safe; "
+                    "fix: list them in its `unsafe`"
                 )
         return self
+
+    def _references(self) -> Iterator[tuple[str, str, str]]:
+        """Key, name, and the list where a thing of that name must be."""
+        for key, name in self._safety():
+            yield key, name, "classifiers"
+        for index, reranker in enumerate(self.rerankers):
+            if reranker.embedding is not None:
+                yield f"rerankers.{index}.source", reranker.embedding, "embeddings"
+        if self.pipeline:
+            yield "pipeline.sentiment", self.pipeline.sentiment, "classifiers"
+            if self.summariser is not None:
+                yield "pipeline.summary.model", self.summariser, "models"
+
+    def _safety(self) -> Iterator[tuple[str, str]]:
+        """Key and name of what must be a safety classifier."""
+        for index, model in enumerate(self.models):
+            if model.guard:
+                yield f"models.{index}.guard.classifier", model.guard.classifier
+        if self.moderation:
+            yield "moderation.classifier", self.moderation.classifier
+
+    @property
+    def first_model(self) -> str:
+        """Name of the language model that is asked when none is named; empty without any."""
+        return self.models[0].name if self.models else ""
+
+    @property
+    def summariser(self) -> str | None:
+        """Name of the language model that /analyze asks for summaries; None where it makes none."""
+        summary = self.pipeline.summary if self.pipeline else None
+        return (summary.model or self.first_model) if summary else None
 
 
 class Demand(NamedTuple):
@@ -544,23 +553,43 @@ class Demand(NamedTuple):
     """Whether all of a replica must be on one node."""
 
 
-def demands(settings: Settings) -> Iterator[Demand]:
-    """What every deployment takes."""
+def weights(settings: Settings) -> Iterator[tuple[str, LanguageModel | EmbeddingModel | Classifier | Reranker]]:
+    """Every deployment that loads a model, and where its settings are."""
     for i, model in enumerate(settings.models):
         for j, variant in enumerate(model.variants):
-            place = variant.placement
-            yield Demand(
-                f"models.{i}.variants.{j}",
-                variant.scaling.greatest,
-                place.num_cpus,
-                place.num_gpus * variant.engine.workers,
-                place.strategy == "STRICT_PACK",
-            )
-    for i, embedding in enumerate(settings.embeddings):
-        place = embedding.placement
-        yield Demand(f"embeddings.{i}", embedding.scaling.greatest, place.num_cpus, place.num_gpus, True)
-    gateway = settings.gateway
-    yield Demand("gateway", gateway.scaling.greatest, gateway.placement.num_cpus, 0, True)
+            yield f"models.{i}.variants.{j}", variant
+    if settings.generate:
+        yield "generate", settings.generate
+    for kind in ("embeddings", "classifiers", "rerankers"):
+        for index, model in enumerate(getattr(settings, kind)):
+            yield f"{kind}.{index}", model
+
+
+def stages(settings: Settings) -> dict[str, Stage | Gateway]:
+    """Every deployment that loads none, by where its settings are."""
+    found: dict[str, Stage | Gateway] = {"gateway": settings.gateway}
+    if settings.pipeline:
+        found |= {"pipeline": settings.pipeline, "pipeline.preprocess": settings.pipeline.preprocess}
+        if settings.pipeline.summary:
+            found["pipeline.summary"] = settings.pipeline.summary
+    return found
+
+
+def longest_shutdown_s(settings: Settings) -> float:
+    """How long the most patient deployment lets a stopping replica finish its requests."""
+    deployments = [*(model for _, model in weights(settings)), *stages(settings).values()]
+    return max(deployment.scaling.graceful_shutdown_timeout_s for deployment in deployments)
+
+
+def demands(settings: Settings) -> Iterator[Demand]:
+    """What every deployment takes."""
+    for key, model in weights(settings):
+        gpus, one_node = model.placement.num_gpus, True
+        if isinstance(model, LanguageModel):
+            gpus, one_node = gpus * model.engine.workers, model.placement.strategy == "STRICT_PACK"
+        yield Demand(key, model.scaling.greatest, model.placement.num_cpus, gpus, one_node)
+    for key, stage in stages(settings).items():
+        yield Demand(key, stage.scaling.greatest, stage.placement.num_cpus, 0, True)
 
 
 def parse(values: Mapping[str, Any]) -> Settings:
@@ -588,30 +617,147 @@ def load(path: str | Path) -> Settings:
     return validate(Settings, values, str(path))
 
 
+class LiveModel(Strict):
+    """What of a model changes without a restart."""
+
+    weights: dict[str, float]
+    shadow: dict[str, float]
+    pins: dict[str, str]
+    guard: Guard | None
+
+
+class Live(Strict):
+    """The gateway's user_config."""
+
+    models: dict[str, LiveModel]
+
+
+def live(settings: Settings) -> Live:
+    """What the gateway is told by `reconfigure`, while requests go on."""
+    return Live(
+        models={
+            model.name: LiveModel(
+                weights={variant.name: variant.weight for variant in model.variants},
+                shadow={variant.name: variant.shadow for variant in model.variants if variant.shadow},
+                pins=model.pins,
+                guard=model.guard,
+            )
+            for model in settings.models
+        }
+    )
+
+
+class Remote(NamedTuple):
+    """A deployment of another application. It need not be there yet, and may come and go."""
+
+    application: str
+    deployment: str
+
+
+def remotes(settings: Settings) -> dict[str, Remote]:
+    """Where every deployment is in a cluster, by its name: what changes alone is an application of its own."""
+    found = {
+        model.deployment(variant): f"{slug(model.name)}@{variant.name}"
+        for model in settings.models
+        for variant in model.variants
+    }
+    if settings.generate:
+        found[GENERATE] = "generate"
+    for model in (*settings.embeddings, *settings.classifiers, *settings.rerankers):
+        found[model.deployment] = "nlp"
+    if settings.pipeline:
+        found[ANALYZE] = "nlp"
+    return {deployment: Remote(application, deployment) for deployment, application in found.items()}
+
+
 def serve_config(settings: Settings) -> dict[str, Any]:
     """The `serveConfigV2` of a RayService that serves `settings`, in Ray's ServeDeploySchema.
 
-    Its args are all settings, defaults too: what runs can be read off the cluster. What may change live is not in them,
-    since other args mean other replicas, but in the deployments' user_config.
+    Other args mean other replicas of the whole application. So each application is given what it needs and no more, and
+    what may change live is in the deployments' user_config.
     """
-    args = settings.model_dump(mode="json")
-    live = [
-        {"name": embedding.deployment, "user_config": values.pop("batching")}
-        for embedding, values in zip(settings.embeddings, args["embeddings"], strict=True)
+    given = settings.model_dump(mode="json")
+    parts = [
+        _application(f"{slug(model.name)}@{variant.name}", "variant", {**_NOTHING, "models": [_alone(model, variant)]})
+        for model in settings.models
+        for variant in model.variants
     ]
-    return {
-        "applications": [
-            {
-                "name": APPLICATION,
-                "route_prefix": "/",
-                "import_path": "app.main:app",
-                "args": args,
-                "deployments": live,
-            }
+    if settings.generate:
+        parts.append(_application("generate", "generate", {**_NOTHING, "generate": given["generate"]}))
+    batched = {kind: given[kind] for kind in ("embeddings", "classifiers", "rerankers")}
+    if any(batched.values()):
+        batching = [
+            {"name": model.deployment, "user_config": values.pop("batching")}
+            for kind in batched
+            for model, values in zip(getattr(settings, kind), batched[kind], strict=True)
         ]
+        nlp = {**_NOTHING, **batched, "models": _summariser(settings), "pipeline": given["pipeline"]}
+        parts.append(_application("nlp", "nlp", nlp, batching))
+    gateway = {
+        **{kind: [_pick(model, "name", "source", "revision", "unsafe") for model in given[kind]] for kind in batched},
+        "models": _names(settings),
+        "generate": given["generate"] and {},
+        **_pick(given, "gateway", "moderation", "pipeline", "auth"),
+    }
+    user_config = live(settings).model_dump(mode="json")
+    parts.append(_application("gateway", "gateway", gateway, [{"name": "Gateway", "user_config": user_config}], "/"))
+    return {"applications": parts}
+
+
+_NOTHING: dict[str, Any] = {
+    **{"models": [], "embeddings": [], "classifiers": [], "rerankers": []},
+    **{"generate": None, "moderation": None, "pipeline": None},
+}
+"""Settings of an application that serves nothing: what is left out would be the default."""
+
+
+def _application(
+    name: str,
+    builder: str,
+    args: dict[str, Any],
+    deployments: list[dict[str, Any]] | None = None,
+    route: str | None = None,
+) -> dict[str, Any]:
+    """One application of the serveConfigV2, built by the function `builder` of app/main.py."""
+    return {
+        "name": name,
+        "route_prefix": route,
+        "import_path": f"app.main:{builder}",
+        "args": copy.deepcopy(args),  # what two share would be an anchor in YAML
+        "deployments": deployments or [],
     }
 
 
-def _slug(name: str) -> str:
-    """A model's name within a deployment's, which may hold no /."""
+def _alone(model: Model, variant: Variant) -> dict[str, Any]:
+    """The model with this variant only, and nothing of what the gateway does with it."""
+    return {"name": model.name, "variants": [variant.model_dump(mode="json", exclude={"weight", "shadow"})]}
+
+
+def _names(settings: Settings) -> list[dict[str, Any]]:
+    """The models as their callers must know them."""
+    return [
+        {
+            "name": model.name,
+            "variants": [_pick(variant.model_dump(mode="json"), "name", "adapters") for variant in model.variants],
+            "guard": model.guard and {"classifier": model.guard.classifier},
+        }
+        for model in settings.models
+    ]
+
+
+def _summariser(settings: Settings) -> list[dict[str, Any]]:
+    """The model that the pipeline asks, with the variant that it asks."""
+    return [
+        {"name": model.name, "variants": [{"name": model.variants[0].name}]}
+        for model in settings.models
+        if model.name == settings.summariser
+    ]
+
+
+def _pick(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
+def slug(name: str) -> str:
+    """A model's name within a deployment's or an application's, which may hold no /."""
     return name.replace("/", "--")

@@ -19,7 +19,7 @@ def content(root: Path = ROOT) -> list[Path]:
 
 def reference(image: Image, root: Path = ROOT) -> str:
     """`repository:tag` of the image that this checkout makes."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(image.base.encode() + b"\0")
     for path in content(root):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{image.repository}:{digest.hexdigest()[:12]}"

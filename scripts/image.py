@@ -7,13 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infra import config, image
-from infra.config import ROOT
-from scripts import packages
+from infra.config import ROOT, Image
+from infra.image import reference
+from scripts import packages, stack_file
 from scripts.cluster.images import buildah
 from scripts.console import Problem, main, say, step
 
-BASE = "docker.io/library/debian:bookworm-slim"
 LOCAL_BASE = "localhost/debian:bookworm"
 SUITE = "bookworm"
 
@@ -39,15 +38,18 @@ def _stored() -> list[str]:
     return buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
 
 
-def _base() -> str:
-    """The Debian base of the Dockerfile: pulled, or, where no registry answers, made by debootstrap."""
-    if LOCAL_BASE in _stored():
+def _base(wanted: str) -> str:
+    """The base of the Dockerfile: pulled, or, where no registry answers and any will do, made by debootstrap."""
+    default = wanted == Image().base
+    if default and LOCAL_BASE in _stored():
         return LOCAL_BASE
     try:
-        buildah("pull", "--quiet", BASE)
-        return BASE
+        buildah("pull", "--quiet", wanted)
+        return wanted
     except Problem:
-        say(f"  {BASE} cannot be pulled here")
+        if not default:
+            raise
+        say(f"  {wanted} cannot be pulled here")
     with step(f"making {LOCAL_BASE} by debootstrap"), tempfile.TemporaryDirectory() as root:
         include = "bash,ca-certificates,libnuma1,procps,python3,python3-venv,wget"
         made = subprocess.run(
@@ -70,34 +72,39 @@ def _base() -> str:
     return LOCAL_BASE
 
 
-def build_with_buildah(reference: str) -> None:
-    """Build `reference` into the project's own buildah storage, unless it is there."""
-    if reference in _stored():
+def build_with_buildah(image: Image) -> None:
+    """Build the image into the project's own buildah storage, unless it is there."""
+    name = reference(image)
+    if name in _stored():
         return
-    base = _base()
-    with step(f"building {reference} (minutes, the first time)"):
+    base = _base(image.base)
+    with step(f"building {name} (minutes, the first time)"):
         buildah(
             *("bud", "--layers", "--isolation=chroot", "--network=host", f"--secret={_certificates()}"),
-            *(f"--build-arg=BASE={base}", f"--tag={reference}", str(ROOT)),
+            *(f"--build-arg=BASE={base}", f"--tag={name}", str(ROOT)),
         )
+    say(f"  its size: {buildah('images', '--format', '{{.Size}}', name).strip()}")
 
 
-def _build_with_docker(reference: str) -> None:
-    with step(f"building {reference} with Docker"):
-        built = subprocess.run(["docker", "build", f"--secret={_certificates()}", f"--tag={reference}", str(ROOT)])
+def _build_with_docker(image: Image) -> None:
+    name = reference(image)
+    arguments = [f"--secret={_certificates()}", f"--build-arg=BASE={image.base}", f"--tag={name}", str(ROOT)]
+    with step(f"building {name} with Docker"):
+        built = subprocess.run(["docker", "build", *arguments])
     if built.returncode:
         raise Problem("docker build failed", "see its output above")
+    size = subprocess.run(["docker", "images", "--format", "{{.Size}}", name], capture_output=True, text=True)
+    say(f"  its size: {size.stdout.strip()}")
 
 
 def build() -> None:
-    stack = config.from_file(sys.argv[1])
-    reference = image.reference(stack.image)
+    image = stack_file.read(sys.argv[1]).image
     if _docker_runs():
-        _build_with_docker(reference)
+        _build_with_docker(image)
     else:
         packages.ensure(packages.CLUSTER)
-        build_with_buildah(reference)
-    say(f"image: {reference}")
+        build_with_buildah(image)
+    say(f"image: {reference(image)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """kubectl against the cluster of a stack, and nothing but that cluster."""
 
 import json
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -10,29 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from app.builtin import cache_dir
-from infra.config import ExistingCluster, NativeCluster
+from app.settings import SettingsError
+from infra.aws.config import EksCluster
+from infra.config import Cluster, ExistingCluster, NativeCluster
 from scripts import tools
+from scripts.cluster import running
 from scripts.console import Problem
 
 
 class Kubectl:
-    """Runs `binary` with the kubeconfig and context of `cluster`."""
+    """Runs `binary` with a kubeconfig and one of its contexts, the current one when None."""
 
-    def __init__(self, binary: Path, cluster: NativeCluster | ExistingCluster) -> None:
+    def __init__(self, binary: Path, kubeconfig: Path, context: str | None) -> None:
         # The discovery cache beside our other caches: a native cluster's would stay in ~/.kube for ever.
         cache = cache_dir() / "kubectl"
-        self._command = [str(binary), "--kubeconfig", str(cluster.kubeconfig_path), "--cache-dir", str(cache)]
-        if cluster.context:
-            self._command += ["--context", cluster.context]
+        self.context = context
+        self.kubeconfig = kubeconfig
+        self._command = [str(binary), "--kubeconfig", str(kubeconfig), "--cache-dir", str(cache)]
+        if context:
+            self._command += ["--context", context]
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
         """Standard output of one call. Raises Problem with kubectl's own words when it fails."""
         try:
             done = subprocess.run(
-                [*self._command, *arguments],
+                self.command(*arguments),
                 input=stdin,
                 capture_output=True,
                 text=True,
@@ -53,13 +56,20 @@ class Kubectl:
     def get(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self("get", *arguments, "--output", "json"))
 
+    def command(self, *arguments: str) -> list[str]:
+        """For whoever runs it in a way of his own, or shows it."""
+        return [*self._command, *arguments]
+
     @contextmanager
-    def service(self, namespace: str, name: str, port: int) -> Iterator[httpx.Client]:
-        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants."""
+    def service(self, namespace: str, name: str, port: int, api_key: str) -> Iterator[httpx.Client]:
+        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants.
+
+        The model's API key goes along as x-api-key: the API server takes Authorization for itself.
+        """
         # On a socket in a private directory: `kubectl proxy` asks nobody who they are.
         with tempfile.TemporaryDirectory() as private:
             socket = Path(private) / "api"
-            command = [*self._command, "proxy", f"--unix-socket={socket}"]
+            command = self.command("proxy", f"--unix-socket={socket}")
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
                 try:
                     assert proxy.stdout
@@ -69,38 +79,28 @@ class Kubectl:
                     yield httpx.Client(
                         transport=httpx.HTTPTransport(uds=str(socket)),
                         base_url=f"http://localhost/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/",
+                        headers={"x-api-key": api_key},
                         timeout=60,
                     )
                 finally:
                     proxy.terminate()
 
 
-def connect(cluster: NativeCluster | ExistingCluster) -> Kubectl:
-    """kubectl for `cluster`. Raises Problem when its kubeconfig cannot be used, before anything relies on it."""
+def connect(cluster: Cluster) -> Kubectl:
+    """kubectl for `cluster`. Raises Problem when that does not run, or the stack may not go there."""
     if isinstance(cluster, NativeCluster):
-        return Kubectl(tools.ensure("kubernetes") / "kubectl", cluster)
-    _check(cluster)
-    found = shutil.which("kubectl")
-    return Kubectl(Path(found) if found else tools.ensure("kubernetes") / "kubectl", cluster)
-
-
-def _check(cluster: ExistingCluster) -> None:
-    path = cluster.kubeconfig_path
+        if not running():
+            raise Problem("the native cluster does not run", "start it: make up")
+        return Kubectl(tools.ensure("kubernetes") / "kubectl", cluster.kubeconfig_path, cluster.context)
+    reached = ExistingCluster(contexts=[cluster.arn]) if isinstance(cluster, EksCluster) else cluster
     try:
-        content = yaml.safe_load(path.read_text())
-        contexts = [entry["name"] for entry in content["contexts"]]
-    except OSError as error:
-        raise Problem(
-            f"cannot read the kubeconfig {path}: {error.strerror}",
-            "set cluster.kubeconfig in the stack file or KUBECONFIG to a file that you may read",
-        ) from None
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise Problem(
-            f"{path} is not a kubeconfig",
-            "set cluster.kubeconfig in the stack file or KUBECONFIG to one",
-        ) from None
-    if cluster.context not in contexts:
-        raise Problem(
-            f"cluster.context {cluster.context!r} is not in {path}",
-            f"name one of its contexts in the stack file: {', '.join(contexts) or 'it has none'}",
-        )
+        context = reached.context
+    except SettingsError as error:
+        if isinstance(cluster, EksCluster):
+            raise Problem(
+                f"{reached.kubeconfig_path} does not know the cluster {cluster.name}",
+                f"{cluster.update_kubeconfig}, once `pulumi up` has made it",
+            ) from None
+        what, _, fix = str(error).rpartition("; fix: ")
+        raise Problem(what, fix) from None
+    return Kubectl(tools.kubectl(), reached.kubeconfig_path, context)

@@ -1,12 +1,16 @@
 """Packages of the operating system: what pip cannot install. Debian and its relatives by apt, others by name."""
 
 import ctypes.util
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from app.builtin import cache_dir
 from scripts.console import Problem, main, step
 
 LAPTOP = {"libnuma1": "libnuma.so.1"}
@@ -33,6 +37,34 @@ def _present(what: str) -> bool:
     return shutil.which(what, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Until another command of ours has installed what it needs: apt does not wait for another apt."""
+    path = cache_dir() / "packages.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _without_services() -> Iterator[None]:
+    """Keep apt from starting what it installs; a rule that the machine has of its own stays.
+
+    https://manpages.debian.org/bookworm/init-system-helpers/invoke-rc.d.8.en.html
+    """
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
 def ensure(packages: dict[str, str]) -> None:
     """Install what is missing when that is possible without asking (root, apt); else say the command."""
     missing = [package for package, brings in packages.items() if not _present(brings)]
@@ -44,7 +76,7 @@ def ensure(packages: dict[str, str]) -> None:
             f"these system packages are missing: {names} (Debian's names)",
             f"sudo apt-get install {names}, or your distribution's packages of the same content",
         )
-    with step(f"system packages: {names}"):
+    with step(f"system packages: {names}"), _alone(), _without_services():
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
             done = subprocess.run(
                 ["apt-get", "--quiet", *command],
@@ -54,7 +86,7 @@ def ensure(packages: dict[str, str]) -> None:
             )
             if done.returncode:
                 raise Problem(
-                    f"apt-get {command[0]} failed: {done.stderr.strip().splitlines()[-1:]}",
+                    f"apt-get {command[0]} failed: {''.join(done.stderr.strip().splitlines()[-1:])}",
                     f"run it by hand to see why: apt-get update && apt-get install {names}",
                 )
 

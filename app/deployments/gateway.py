@@ -1,38 +1,33 @@
-"""The way in: OpenAI's routes, in front of the deployments that do the work."""
+"""The way in: every route, in front of the deployments that do the work."""
 
 import asyncio
-import base64
-import contextlib
 import json
 import logging
-import math
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse, OpenAIHTTPException
-from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
-from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
-from starlette.responses import JSONResponse, Response
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import VLLMClientError
-from vllm.v1.engine.exceptions import EngineDeadError
+from starlette.responses import Response
 
-from app import errors
-from app.deployments.embeddings import Embedded
+from app import auth, errors, routes
+from app.deployments import engine_errors, experiment, guard
+from app.deployments.engine_errors import raise_engine_error
+from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
+from app.deployments.probes import probes
 from app.errors import ApiError
+from app.handles import answering, resolve
 from app.limits import BodyLimit
-from app.settings import Model, Settings, Variant
+from app.routes import analyze, classify, embeddings, generate, health, openai, rerank
+from app.routes.openai import ChatRequest, TextRequest
+from app.settings import Live, Model, Remote, Settings, live
+from app.validation import validate
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,357 +35,221 @@ PROBE_SECONDS = 5.0
 """How long /ready waits for a model; probes of load balancers and Kubernetes wait 5 to 10 s."""
 READY_SECONDS = 30.0
 """How long a model that has answered a probe counts as ready without another."""
-RESTART_SECONDS = 30
-"""Retry-After while a failed replica is replaced."""
-MOST_INPUTS = 2048
-"""Texts in one request for embeddings, as OpenAI allows."""
 
 
 def deployment(settings: Settings) -> serve.Deployment:
     """The Serve deployment that answers HTTP."""
     gateway = settings.gateway
     api = FastAPI(title="Ray Serve blueprint")
+    if settings.auth.keys_file:
+        api.add_middleware(auth.Authenticate, settings.auth.keys_file, settings.auth.redis_url)
     errors.install(api)
-    api.add_exception_handler(OpenAIHTTPException, _ray_error)
-    api.add_exception_handler(VLLMClientError, _vllm_error)
+    engine_errors.install(api)
     api.add_middleware(BodyLimit, largest=int(gateway.max_body_mib * 2**20))
-    return serve.deployment(name="Gateway", ray_actor_options=gateway.placement.options(), **gateway.scaling.options())(
-        make_fastapi_ingress(Gateway, endpoint_map=ROUTES, app=api)
+    for module in (openai, embeddings, health):
+        api.include_router(module.router, responses=errors.DOCUMENTED)
+    optional = (
+        (generate.router, settings.generate),
+        (classify.router, settings.classifiers),
+        (classify.moderations, settings.moderation),
+        (rerank.router, settings.rerankers),
+        (analyze.router, settings.pipeline),
     )
-
-
-class _Checked:
-    """vLLM's own checks look into values before their types are known, and then fail as bugs do."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _check(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            _require_characters(values)
-            return handler(values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"a field has a value of the wrong type ({error})") from None
-
-
-class ChatRequest(_Checked, ChatCompletionRequest):
-    """Body of /v1/chat/completions."""
-
-    @model_validator(mode="after")
-    def _parts_are_valid(self) -> Self:
-        # Pydantic checks the parts of a message when they are first read, which here would be
-        # after validation, as an internal error: https://github.com/pydantic/pydantic/issues/9467
-        _sanitize_chat_completion_request(self)
-        return self
-
-
-class TextRequest(_Checked, CompletionRequest):
-    """Body of /v1/completions."""
-
-
-class EmbeddingsRequest(BaseModel):
-    """Body of /v1/embeddings."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: str | None = Field(default=None, description="Name of an embedding model; may be left out if there is one.")
-    input: str | list[str] = Field(description="One text, or up to 2048.")
-    encoding_format: Literal["float", "base64"] = Field(
-        default="float", description="Numbers, or the bytes of little-endian float32, four times smaller."
-    )
-    dimensions: int | None = Field(default=None, description="Must be the model's own number, if given.")
-    user: str | None = Field(default=None, description="Taken for compatibility.")
-    truncate_prompt_tokens: int | None = Field(
-        default=None, ge=-1, description="Cut each text off at so many tokens; -1 means at the model's limit."
-    )
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _texts(cls, given: Any) -> Any:
-        texts = given if isinstance(given, list) else [given]
-        if isinstance(given, list) and any(isinstance(text, int | list) for text in given):
-            raise ValueError("tokens are not taken, since a client's tokenizer is not the model's; send the text")
-        if not texts:
-            raise ValueError("is empty; send at least one text")
-        if len(texts) > MOST_INPUTS:
-            raise ValueError(f"has {len(texts)} texts; send at most {MOST_INPUTS} in one request")
-        for index, text in enumerate(texts):
-            if isinstance(text, str) and not text.strip():
-                raise ValueError(f"text {index} is empty")
-        _require_characters(texts)
-        return given
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _leaves_something(cls, tokens: int | None) -> int | None:
-        if tokens == 0:
-            raise ValueError("would leave nothing; send -1 or a number above 0")
-        return tokens
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
-
-
-class Vector(BaseModel):
-    """The embedding of one text."""
-
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(BaseModel):
-    """What a request for embeddings took, in tokens."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class VectorList(BaseModel):
-    """The answer of /v1/embeddings."""
-
-    object: Literal["list"] = "list"
-    data: list[Vector]
-    model: str
-    usage: Usage
-
-
-class Card(BaseModel):
-    """A model as OpenAI describes it."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "blueprint"
-
-
-class CardList(BaseModel):
-    """The answer of /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[Card]
+    for router, served in optional:
+        if served:
+            api.include_router(router, responses=errors.DOCUMENTED)
+    return serve.deployment(
+        name="Gateway",
+        user_config=live(settings).model_dump(),
+        ray_actor_options=gateway.placement.options(),
+        **gateway.scaling.options(),
+    )(make_fastapi_ingress(Gateway, endpoint_map=openai.ROUTES, app=api))
 
 
 class Target(NamedTuple):
     """Where a request for a model goes."""
 
     handle: DeploymentHandle
+    model: str
+    variant: str
     served: str
     """What the engine calls the model, or the adapter."""
+    how: How
+
+    def measured(self, metrics: Metrics) -> Measured:
+        return Measured(metrics, self.model, self.variant, self.how)
 
 
 class Gateway(OpenAiIngress):
-    """The routes, and /health (the gateway is alive) and /ready (every model answers)."""
+    """What the routes (app/routes) use: settings, handles, and which variant answers whom."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        models: Mapping[str, DeploymentHandle],
-        embeddings: Mapping[str, DeploymentHandle],
-    ) -> None:
+    def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle | Remote]) -> None:
         super().__init__({}, {})
-        self._started = int(time.time())
-        self._targets: dict[str, Target] = {}
-        self._probes: dict[str, list[Callable[[], Any]]] = {}
+        auth.require(settings.auth)
+        self.started = int(time.time())
+        self.settings = settings
+        self.handles = {name: resolve(handle) for name, handle in handles.items()}
+        self.probes = probes(settings, self.handles)
+        self._language = _names(settings.models)
+        others = (*settings.embeddings, *settings.classifiers, *settings.rerankers)
+        self.names = [*self._language, *(model.name for model in others)]
+        """Everything that a request may ask for as `model`."""
+        self._models = {model.name: model for model in settings.models}
+        self._classifiers = {classifier.name: classifier for classifier in settings.classifiers}
         self._ready_until: dict[str, float] = {}
-        for model in settings.models:
-            self._probes[model.name] = []
-            for variant in model.variants:
-                handle = models[model.deployment(variant)].options(stream=True)
-                self._add(model, variant, handle)
-                self._probes[model.name].append(partial(_generate_one_token, handle, model.name))
-        self._embeddings = {model.name: embeddings[model.deployment] for model in settings.embeddings}
-        for name, handle in self._embeddings.items():
-            self._probes[name] = [partial(_embed_one_text, handle)]
+        self._shadows = Shadows()
+        self._metrics = Metrics()
+        self._assignments = Assignments(self._metrics)
+        self._live = live(settings)
 
-    def _add(self, model: Model, variant: Variant, handle: DeploymentHandle) -> None:
-        """Make the variant answer to its names; the first variant of a model answers to the model's."""
-        for name in (model.name, f"{model.name}@{variant.name}"):
-            self._targets.setdefault(name, Target(handle, model.name))
-            for adapter in variant.adapters:
-                self._targets.setdefault(f"{name}:{adapter.name}", Target(handle, f"{model.name}:{adapter.name}"))
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new weights, shadow shares, pins and guards; requests under way go on. Raises SettingsError."""
+        self._live = validate(Live, user_config, "user_config")
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; with `stream`, in server-sent events."""
-        return await super().chat(body, request)
+        return await self._answer(body, request, super().chat)
 
     async def completions(self, body: TextRequest, request: Request) -> Response:
         """Continue a prompt; with `stream`, in server-sent events."""
-        return await super().completions(body, request)
+        return await self._answer(body, request, super().completions)
 
-    async def embed(self, body: EmbeddingsRequest) -> VectorList:
-        """Turn texts into vectors of length 1.
+    async def require_safe(self, model: str, param: str, texts: Callable[[], list[str]]) -> None:
+        """ApiError when the model's guard, if it has one, refuses a text; `param` is the field that holds them."""
+        now = self._live.models[model].guard
+        if now and now.enabled:
+            classifier = self._classifiers[now.classifier]
+            await guard.require_safe(texts(), param, now, classifier, self.handles[classifier.deployment])
 
-        A text of more tokens than the model takes is refused, unless `truncate_prompt_tokens` says where to cut it off.
+    async def require_ready(self, name: str) -> None:
+        """ApiError (503) unless the model answers.
+
+        Ray lists the models minutes before their engines are up, so nothing less than an answer would do.
         """
-        name = _chosen(body.model, self._embeddings)
-        with _answering(name):
-            done: Embedded = await self._embeddings[name].embed.remote(body.texts, body.truncate_prompt_tokens)
-        width = done.vectors.shape[1]
-        if body.dimensions not in (None, width):
-            raise ApiError(400, f"dimensions: the model {name!r} has {width} and no other", param="dimensions")
-        if body.encoding_format == "base64":
-            vectors = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in done.vectors]
-        else:
-            vectors = done.vectors.tolist()
-        data = [Vector(index=index, embedding=vector) for index, vector in enumerate(vectors)]
-        return VectorList(data=data, model=name, usage=Usage(prompt_tokens=done.tokens, total_tokens=done.tokens))
-
-    async def list_models(self) -> CardList:
-        """All models and adapters."""
-        names = [name for name in self._targets if "@" not in name]
-        return CardList(data=[self._card(name) for name in (*names, *self._embeddings)])
-
-    async def get_model(self, model: str) -> Card:
-        """One model."""
-        return self._card(_chosen(model, {**self._targets, **self._embeddings}))
-
-    async def health(self) -> dict[str, bool]:
-        """Whether the gateway is alive."""
-        return {"healthy": True}
-
-    async def ready(self) -> dict[str, bool]:
-        """Whether every model answers; until then 503."""
-        await asyncio.gather(*map(self._require_ready, self._probes))
-        return {"ready": True}
-
-    async def model_ready(self, model: str) -> dict[str, bool]:
-        """Whether one model answers; until then 503."""
-        await self._require_ready(_chosen(model, self._probes))
-        return {"ready": True}
-
-    async def _require_ready(self, name: str) -> None:
-        """Ray lists the models minutes before their engines are up, so nothing less than an answer would do."""
         if time.monotonic() < self._ready_until.get(name, 0):
             return
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                await asyncio.gather(*(probe() for probe in self._probes[name]))
+                await asyncio.gather(*(probe() for probe in self.probes[name]))
         except Exception as error:
             logger.warning("readiness probe of the model %s failed: %r", name, error)
             raise ApiError(503, f"the model {name} does not answer", code="not_ready") from error
         self._ready_until[name] = time.monotonic() + READY_SECONDS
 
+    async def _answer(self, body: Any, request: Request, method: Callable[..., Awaitable[Response]]) -> Response:
+        """Choose a variant, see that the prompt is safe, answer, and say which variant it was."""
+        asked = routes.chosen(body.model, self._language)
+        name, variant, adapter = re.fullmatch(r"([^@:]+)(?:@([^:]+))?(?::(.+))?", asked).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        model, now = self._models[name], self._live.models[name]
+        param = "messages" if isinstance(body, ChatRequest) else "prompt"
+        await self.require_safe(name, param, partial(guard.texts_of, body))
+        how: How = "pinned"
+        if variant is None:
+            variant, how = self._choose(model, adapter, body, request)
+        served = f"{name}:{adapter}" if adapter else name
+        request.state.target = Target(self._handle(model, variant), name, variant, served, how)
+        for other, share in now.shadow.items():
+            if other != variant:
+                copy = Target(self._handle(model, other), name, other, name, "shadow")
+                self._shadows.maybe(share, partial(self._copy, copy, body, method.__name__))
+        response = await method(body, request)
+        response.headers["x-variant"] = f"{name}@{variant}"
+        return response
+
+    def _choose(self, model: Model, adapter: str | None, body: Any, request: Request) -> tuple[str, How]:
+        """The variant for whoever asks, among those that have the adapter."""
+        user = experiment.identity(auth.current().name, body.user, request.headers.get("x-session-id"))
+        now = self._live.models[model.name]
+        if adapter:
+            fitting = [variant.name for variant in model.variants if adapter in _adapters(model, f"@{variant.name}")]
+            weights = {name: weight for name, weight in now.weights.items() if name in fitting}
+            chosen = experiment.assign(model.name, user, weights) if any(weights.values()) else fitting[0]
+            return chosen, "pinned"
+        return self._assignments.choose(model.name, user, now)
+
+    def _handle(self, model: Model, variant: str) -> DeploymentHandle:
+        return self.handles[next(model.deployment(one) for one in model.variants if one.name == variant)]
+
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
     ) -> AsyncGenerator[Any, None]:
-        name = _chosen(body.model, self._targets)
-        target = self._targets[name]
+        assert raw_request is not None
+        target: Target = raw_request.state.target
+        wants_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
         asked = body.model_copy(update={"model": target.served})
-        info = RawRequestInfo.from_starlette_request(raw_request) if raw_request else None
-        begun = False
+        info = RawRequestInfo.from_starlette_request(raw_request)
+        measured, outcome, client = target.measured(self._metrics), "cancelled", auth.current()
+        usage: dict[str, int] = {}
+        events = 0
         try:
-            with _answering(name):
-                async for output in getattr(target.handle, call_method).remote(asked, info):
-                    _raise_engine_error(output)
-                    yield output
-                    begun = True
+            with answering(target.model):
+                async for output in getattr(target.handle.options(stream=True), call_method).remote(asked, info):
+                    raise_engine_error(output)
+                    measured.output()
+                    if not body.stream:
+                        # All is said before: Ray takes the answer and never comes back for more.
+                        outcome, usage = "ok", output.usage.model_dump()
+                        await client.spend(usage["total_tokens"])
+                        yield output
+                        return
+                    found, kept = _usage(output if isinstance(output, list) else [output], wants_usage)
+                    usage = found or usage
+                    if kept:
+                        events += len(kept)
+                        yield kept
+            outcome = "ok"
         except ApiError as error:
-            if not begun:
+            outcome = "error" if error.status >= 500 or error.status == 429 else "invalid"
+            if not events:
                 raise
             # Too late for another status: the stream says it, as OpenAI's own do.
             yield f"data: {json.dumps(error.body())}\n\n"
+        finally:
+            measured.done(outcome, usage.get("completion_tokens", 0))
+            if body.stream:
+                # The usage is the end of a stream; of one that its reader has left, each event counts as a token.
+                await client.spend(usage.get("total_tokens", events))
 
-    def _card(self, name: str) -> Card:
-        return Card(id=name, created=self._started)
-
-
-ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
-    "list_models": lambda api: api.get("/v1/models"),
-    "get_model": lambda api: api.get("/v1/models/{model:path}"),
-    "chat": lambda api: api.post("/v1/chat/completions"),
-    "completions": lambda api: api.post("/v1/completions"),
-    "embed": lambda api: api.post("/v1/embeddings"),
-    "health": lambda api: api.get("/health"),
-    "ready": lambda api: api.get("/ready"),
-    "model_ready": lambda api: api.get("/ready/{model:path}"),
-}
-"""Method of the gateway → its route."""
-
-
-def _chosen(model: str | None, known: Mapping[str, Any]) -> str:
-    """The name of a known model; a request may leave it out where there is one model only."""
-    names = [name for name in known if "@" not in name and ":" not in name]
-    if model is None and len(names) == 1:
-        return names[0]
-    if model is None:
-        raise ApiError(400, f"model: is missing; models: {', '.join(names)}", param="model")
-    if model not in known:
-        reason = f"the model {model!r} does not exist; models: {', '.join(names)}"
-        raise ApiError(404, reason, param="model", code="model_not_found")
-    return model
+    async def _copy(self, target: Target, body: Any, call_method: str) -> None:
+        """A copy of a request for a variant in the shadow; its answer is only measured."""
+        measured, outcome, tokens = target.measured(self._metrics), "error", 0
+        asked = body.model_copy(update={"model": target.served, "stream": False, "stream_options": None})
+        try:
+            async for output in getattr(target.handle.options(stream=True), call_method).remote(asked, None):
+                raise_engine_error(output)
+                measured.output()
+                tokens = output.usage.completion_tokens
+            outcome = "ok"
+        finally:
+            measured.done(outcome, tokens)
 
 
-@contextlib.contextmanager
-def _answering(model: str) -> Iterator[None]:
-    """What goes wrong in a deployment behind us, as an ApiError."""
-    try:
-        yield
-    except BackPressureError as error:
-        reason = f"the model {model} has as many requests waiting as it may; try again later"
-        raise ApiError(429, reason, code="overloaded", retry_after=math.ceil(error.retry_after_s or 0)) from error
-    except (EngineDeadError, RayActorError, DeploymentUnavailableError) as error:
-        logger.warning("the model %s failed: %r", model, error)
-        raise _unavailable(model) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, ApiError):
-            raise error.cause from None
-        raise
+def _names(models: list[Model]) -> list[str]:
+    """What a request may call the language models: by name, variant and adapter."""
+    found: list[str] = []
+    for model in models:
+        for suffix in ("", *(f"@{variant.name}" for variant in model.variants)):
+            found.append(f"{model.name}{suffix}")
+            found += [f"{model.name}{suffix}:{name}" for name in _adapters(model, suffix)]
+    return found
 
 
-def _unavailable(model: str) -> ApiError:
-    reason = f"the model {model} has failed and is being restarted; try again later"
-    return ApiError(503, reason, code="model_unavailable", retry_after=RESTART_SECONDS)
+def _adapters(model: Model, suffix: str) -> list[str]:
+    """Names of the adapters of the variant @..., or of all variants."""
+    variants = [variant for variant in model.variants if suffix in ("", f"@{variant.name}")]
+    return list(dict.fromkeys(adapter.name for variant in variants for adapter in variant.adapters))
 
 
-def _raise_engine_error(output: Any) -> None:
-    """An error that the engine answers with, as an object or, once it streams, as an event."""
-    for part in output if isinstance(output, list) else [output]:
-        if isinstance(part, ErrorResponse):
-            raise _engine_error(part.error.code, part.error.message, part.error.param)
-        if isinstance(part, str) and part.startswith('data: {"error"'):
-            error = json.loads(part.removeprefix("data: "))["error"]
-            raise _engine_error(error["code"], error["message"], error["param"])
-
-
-def _engine_error(status: int, message: str, param: str | None) -> Exception:
-    """An error that vLLM answered with, as an ApiError unless it means that the engine is no more."""
-    if message == str(EngineDeadError()):
-        return EngineDeadError()
-    if status >= 500:
-        return ApiError(status, "the engine failed; the server's log says more")
-    reason = re.sub(r" \(parameter=.*\)$", "", message, flags=re.DOTALL)  # param says it
-    code = "context_length_exceeded" if "maximum context length" in reason else None
-    return ApiError(status, reason, param=param, code=code)
-
-
-def _vllm_error(_: Request, error: Exception) -> JSONResponse:
-    """An error that vLLM's request models raise: not a ValueError, so FastAPI does not catch it."""
-    info = create_error_response(error).error
-    refused = _engine_error(info.code, info.message, info.param)
-    assert isinstance(refused, ApiError)
-    return refused.response()
-
-
-def _ray_error(_: Request, error: Exception) -> JSONResponse:
-    """An error of Ray's ingress: a time-out."""
-    assert isinstance(error, OpenAIHTTPException)
-    return ApiError(error.status_code, error.message).response()
-
-
-def _require_characters(values: Any) -> None:
-    """JSON can write half of a character, which tokenizers then fail on."""
-    try:
-        json.dumps(values, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds a lone surrogate, which is no character") from None
-
-
-async def _generate_one_token(handle: DeploymentHandle, name: str) -> None:
-    answer: Any = handle.completions.remote(CompletionRequest(model=name, prompt="Hello", max_tokens=1))
-    async for output in answer:
-        _raise_engine_error(output)
-
-
-async def _embed_one_text(handle: DeploymentHandle) -> None:
-    await handle.embed.remote(["Hello"])
+def _usage(events: list[str], wanted: bool) -> tuple[dict[str, int], list[str]]:
+    """The usage in a stream's events, if it is there, and the events; without usage unless it is wanted."""
+    usage: dict[str, int] = {}
+    kept: list[str] = []
+    for event in events:
+        if '"usage":{' in event:  # in the last two only; within a text the quotes would be escaped
+            content = json.loads(event.removeprefix("data: "))
+            usage = content.pop("usage")
+            if not wanted:
+                event = f"data: {json.dumps(content)}\n\n" if content["choices"] else ""
+        if event:
+            kept.append(event)
+    return usage, kept

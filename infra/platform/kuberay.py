@@ -1,11 +1,12 @@
-"""The KubeRay operator, from its project's own manifests.
+"""The KubeRay operator: from its project's own manifests, or from its Helm chart.
 
 manifests/ holds what KubeRay publishes for the pinned version (scripts/vendor_kuberay.py). The same files serve
-every stack, offline too; and CRDs are upgraded with the rest, which Helm would not do:
-https://helm.sh/docs/chart_best_practices/custom_resource_definitions/
+every stack, offline too. The CRDs always come from there, with the chart as well, and are upgraded with the rest, which
+Helm would not do: https://helm.sh/docs/chart_best_practices/custom_resource_definitions/
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 
 from infra import versions
+from infra.config import ROOT, Operator
+from infra.platform.kubeconfig import signed, signed_objects
 
 NAMESPACE = "kuberay-system"
-IMAGE = f"quay.io/kuberay/operator:v{versions.KUBERAY}"
 MANIFESTS = Path(__file__).parent / "manifests"
+RESOURCES = {
+    "requests": {"cpu": "100m", "memory": "512Mi"},
+    "limits": {"cpu": "1", "memory": "512Mi"},
+}
+"""Room to work in: with KubeRay's own limit, 0.1 CPU, every reconciliation crawls."""
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -24,39 +31,77 @@ def manifests(name: str) -> list[dict[str, Any]]:
     return json.loads((MANIFESTS / f"{name}.json").read_text())["items"]
 
 
-def operator_objects() -> list[dict[str, Any]]:
-    """KubeRay's manifests with room to work in: its 0.1 CPU makes every reconciliation crawl."""
+def operator_objects(operator: Operator, gates: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """KubeRay's manifests with the stack's image, RESOURCES, and the feature gates that it opens."""
     objects = manifests("kuberay-operator")
     for item in objects:
         if item["kind"] == "Deployment":
-            item["spec"]["template"]["spec"]["containers"][0]["resources"] = {
-                "requests": {"cpu": "100m", "memory": "512Mi"},
-                "limits": {"cpu": "1", "memory": "512Mi"},
+            container = item["spec"]["template"]["spec"]["containers"][0]
+            (known,) = container["args"]
+            container |= {
+                "image": operator.reference,
+                "resources": RESOURCES,
+                "args": [",".join([known, *(f"{gate}=true" for gate in gates)])],
             }
     return objects
+
+
+def chart_arguments(chart: str, image: str, gates: Sequence[str] = ()) -> dict[str, Any]:
+    """What helm.v4.Chart is told to render the pinned version from `chart`."""
+    if chart.startswith("https://"):
+        source = {"chart": "kuberay-operator", "repository_opts": {"repo": chart}}
+    else:
+        source = {"chart": chart if chart.startswith("oci://") else str(ROOT / chart)}
+    # Other names than the manifests', or a stack that changes from one to the other would in the end delete what it
+    # has just taken over.
+    own = "kuberay-chart"
+    return {
+        **source,
+        "version": versions.KUBERAY,
+        "name": own,
+        "namespace": NAMESPACE,
+        "skip_crds": True,
+        "values": {
+            "fullnameOverride": own,
+            "serviceAccount": {"name": own},
+            "image": {"repository": image, "tag": f"v{versions.KUBERAY}"},
+            "resources": RESOURCES,
+            # In place of the chart's list: the gates that it does not name are as KubeRay itself has them.
+            **({"featureGates": [{"name": gate, "enabled": True} for gate in gates]} if gates else {}),
+        },
+    }
+
+
+def is_operator(deployment: dict[str, Any]) -> bool:
+    """Whether a Deployment runs a KubeRay operator: ours, a chart's, or one of a mirror under another name."""
+    template = deployment["spec"]["template"]
+    labels = template["metadata"].get("labels", {})
+    images = [container["image"] for container in template["spec"]["containers"]]
+    return labels.get("app.kubernetes.io/component") == "kuberay-operator" or any(
+        "kuberay/operator" in image for image in images
+    )
 
 
 class KubeRay(pulumi.ComponentResource):
     """Namespace, CRDs and operator."""
 
-    def __init__(self, name: str, opts: pulumi.ResourceOptions) -> None:
+    def __init__(self, name: str, operator: Operator, opts: pulumi.ResourceOptions, gates: Sequence[str] = ()) -> None:
         super().__init__("blueprint:platform:KubeRay", name, None, opts)
         namespace = kubernetes.core.v1.Namespace(
             name,
-            metadata={
-                "name": NAMESPACE,
-                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-            },
+            metadata=signed({"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}),
             opts=pulumi.ResourceOptions(parent=self),
         )
         crds = kubernetes.yaml.v2.ConfigGroup(
             f"{name}-crds",
-            objs=manifests("kuberay-crds"),
+            objs=signed_objects(manifests("kuberay-crds")),
             opts=pulumi.ResourceOptions(parent=self),
         )
-        kubernetes.yaml.v2.ConfigGroup(
-            f"{name}-operator",
-            objs=operator_objects(),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace, crds]),
-        )
+        after = pulumi.ResourceOptions(parent=self, depends_on=[namespace, crds])
+        if operator.chart:
+            arguments = chart_arguments(operator.chart, operator.image, gates)
+            kubernetes.helm.v4.Chart(f"{name}-operator", **arguments, opts=after)
+        else:
+            objects = signed_objects(operator_objects(operator, gates))
+            kubernetes.yaml.v2.ConfigGroup(f"{name}-operator", objs=objects, opts=after)
         self.register_outputs({})

@@ -4,23 +4,32 @@
 on a cluster and waits until it serves.
 """
 
-from typing import Any
+import re
+from pathlib import PurePosixPath
+from typing import Any, Protocol
 
 import pulumi
 import pulumi_kubernetes as kubernetes
 import yaml
 
-from app.settings import serve_config
+from app.settings import Settings, serve_config
 from infra import image, versions
-from infra.config import Head, StackConfig, WorkerGroup
+from infra.config import KEYS_FILE, GcsFaultTolerance, SecretKey, StackConfig, WorkerGroup
+from infra.platform.karpenter import place
+from infra.platform.kubeconfig import custom_resource, signed
+from infra.serving import access, guardrails, network
+from infra.serving.autoscaler import add_api_token, autoscaling
+from infra.serving.drain import deletion_delay_seconds, drain
+from infra.serving.models import model_volume, mount_models
+from infra.serving.pods import RESTRICTED, SERVE_PORT, UNPRIVILEGED, cores, memory
+from infra.serving.warm import placeholders
+from infra.upgrade import Incremental, Upgrade
 
-SERVE_PORT = 8000
 _HOME = "/home/ray"
 
 
 def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
     """The RayService manifest for `stack`, as KubeRay's ray.io/v1 wants it."""
-    reference = image.reference(stack.image)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -28,36 +37,39 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
             "name": name,
             "namespace": stack.namespace,
             "annotations": {
-                # Ready alone stays true on the old cluster while an upgrade is under way.
+                # Ready alone stays true on the old cluster while an upgrade is under way. KubeRay sets both whatever
+                # the strategy; during a rollback, and only then, there is RollbackInProgress, beside UpgradeInProgress.
                 "pulumi.com/waitFor": '["condition=Ready","condition=UpgradeInProgress=False"]',
-                "pulumi.com/timeoutSeconds": str(stack.ready_timeout_seconds),
+                "pulumi.com/timeoutSeconds": str(stack.patience_seconds),
                 # KubeRay writes the object back with its defaults and so becomes an owner of parts of the spec, which
                 # are ours all the same: without it, the next change ends in a conflict of field managers.
                 "pulumi.com/patchForce": "true",
             },
         },
         "spec": {
-            "serveConfigV2": yaml.safe_dump(serve_config(stack.serving), sort_keys=False),
-            "upgradeStrategy": {"type": "NewCluster"},
+            "serveConfigV2": yaml.safe_dump(serve_config(_with_keys(stack.serving)), sort_keys=False),
+            "upgradeStrategy": _strategy(stack.upgrade),
+            "rayClusterDeletionDelaySeconds": deletion_delay_seconds(stack),
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": {
                 "rayVersion": versions.RAY,
-                # Without it, whoever reaches the dashboard runs code in the cluster (CVE-2023-48022). KubeRay makes
-                # the token and keeps it in a Secret named after the Ray cluster.
-                "authOptions": {"mode": "token"},
+                # Without it, whoever reaches the dashboard runs code in the cluster (CVE-2023-48022).
+                "authOptions": {"mode": "token", "secretName": access.token_name(name)},
+                **autoscaling(stack),
+                **_fault_tolerance(stack.gcs_fault_tolerance),
                 "headGroupSpec": {
                     # num-cpus 0: replicas would compete with the GCS for memory.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _head(stack.head, reference),
+                    "template": _head(name, stack),
                 },
                 "workerGroupSpecs": [
                     {
                         "groupName": group.name,
-                        "replicas": group.replicas,
-                        "minReplicas": group.replicas,
-                        "maxReplicas": group.replicas,
+                        "replicas": group.min_replicas,
+                        "minReplicas": group.min_replicas,
+                        "maxReplicas": group.max_replicas,
                         "rayStartParams": {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)},
-                        "template": _worker(group, reference),
+                        "template": _worker(name, stack, group),
                     }
                     for group in stack.workers
                 ],
@@ -66,35 +78,93 @@ def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
     }
 
 
-def _head(head: Head, reference: str) -> dict[str, Any]:
+def _strategy(upgrade: Upgrade) -> dict[str, Any]:
+    if not isinstance(upgrade, Incremental):
+        return {"type": upgrade.kind}
+    options = {
+        "gatewayClassName": upgrade.gateway_class_name,
+        "maxSurgePercent": upgrade.max_surge_percent,
+        "stepSizePercent": upgrade.step_size_percent,
+        "intervalSeconds": upgrade.interval_seconds,
+    }
+    return {"type": upgrade.kind, "clusterUpgradeOptions": options}
+
+
+def _fault_tolerance(options: GcsFaultTolerance | None) -> dict[str, Any]:
+    """The part of a RayCluster's spec that keeps its head's state in Redis.
+
+    Without externalStorageNamespace: then it is the RayCluster's UID. The second Ray cluster of an upgrade would find
+    the first one's state in a common one, and lose its own when KubeRay cleans up after the first.
+    https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/common/pod.go
+    """
+    if options is None:
+        return {}
+    found: dict[str, Any] = {"redisAddress": options.redis_address}
+    if options.redis_password:
+        found["redisPassword"] = {"valueFrom": {"secretKeyRef": options.redis_password.model_dump()}}
+    return {"gcsFaultToleranceOptions": found}
+
+
+class Valkey(Protocol):
+    """A Redis that the program makes: what GcsFaultTolerance says of one is known when it is there."""
+
+    @property
+    def address(self) -> pulumi.Output[str]: ...
+
+    @property
+    def password(self) -> pulumi.Output[str]: ...
+
+
+def _to_be_known(service: str) -> GcsFaultTolerance:
+    password = SecretKey(name=access.valkey_name(service), key="password")
+    return GcsFaultTolerance(redis_address="valkey:6379", redis_password=password)
+
+
+def _head(service: str, stack: StackConfig) -> dict[str, Any]:
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
-    return _pod("ray-head", reference, head.cpus, head.memory_gib, ports)
+    pod = _pod(service, "head", stack, stack.head.cpus, stack.head.memory_gib, ports)
+    # It runs no model, but it builds the applications, which look where theirs are.
+    mount_models(pod, service, stack)
+    place(pod, stack, None)
+    if stack.autoscaling:
+        add_api_token(pod)
+    return pod
 
 
-def _worker(group: WorkerGroup, reference: str) -> dict[str, Any]:
+def _worker(service: str, stack: StackConfig, group: WorkerGroup) -> dict[str, Any]:
     ports = {"serve": SERVE_PORT, "metrics": 8080}
-    return _pod("ray-worker", reference, group.cpus, group.memory_gib, ports, group.gpus)
+    pod = _pod(service, "worker", stack, group.cpus, group.memory_gib, ports, group.gpus)
+    # The gateway is on a worker, and reads the file again when the Secret changes.
+    pod["spec"]["volumes"].append({"name": "keys", "secret": {"secretName": access.keys_name(service)}})
+    mount = {"name": "keys", "mountPath": str(PurePosixPath(KEYS_FILE).parent), "readOnly": True}
+    pod["spec"]["containers"][0]["volumeMounts"].append(mount)
+    mount_models(pod, service, stack)
+    drain(pod, stack)
+    place(pod, stack, group)
+    # KubeRay looks at all of a group but its bounds to see whether a new Ray cluster is due, and gives new ones to no
+    # other: without this, a change of them would change nothing. https://github.com/ray-project/kuberay/issues/2331
+    bounds = f"{group.min_replicas}-{group.max_replicas}"
+    return {"metadata": {"annotations": {"blueprint/replicas": bounds}}, **pod}
+
+
+def _with_keys(serving: Settings) -> Settings:
+    return serving.model_copy(update={"auth": serving.auth.model_copy(update={"keys_file": KEYS_FILE})})
 
 
 def _pod(
-    name: str, reference: str, cpus: float, memory_gib: int, ports: dict[str, int], gpus: int = 0
+    service: str, role: str, stack: StackConfig, cpus: float, memory_gib: int, ports: dict[str, int], gpus: int = 0
 ) -> dict[str, Any]:
     """A Ray pod within Pod Security's "restricted", with nothing writable but scratch space."""
     return {
         "spec": {
+            "serviceAccountName": access.account_name(service, role),
             "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 1000,
-                "runAsGroup": 1000,
-                "fsGroup": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": UNPRIVILEGED,
             "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
             "containers": [
                 {
-                    "name": name,
-                    "image": reference,
+                    "name": f"ray-{role}",
+                    "image": image.reference(stack.image),
                     "imagePullPolicy": "IfNotPresent",
                     "env": [
                         {"name": "HOME", "value": _HOME},
@@ -103,18 +173,15 @@ def _pod(
                     "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
                     "resources": {
                         # Ray plans with all its cores; what it must share on a small node is waiting time, not memory.
-                        "requests": {"cpu": _cores(cpus / 4), "memory": _memory(memory_gib / 2)},
+                        # An eighth leaves room for the second Ray cluster of an upgrade on a node of two cores.
+                        "requests": {"cpu": cores(cpus / 8), "memory": memory(memory_gib / 2)},
                         "limits": {
-                            "cpu": _cores(cpus),
-                            "memory": _memory(memory_gib),
+                            "cpu": cores(cpus),
+                            "memory": memory(memory_gib),
                             **({"nvidia.com/gpu": str(gpus)} if gpus else {}),
                         },
                     },
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                        "readOnlyRootFilesystem": True,
-                    },
+                    "securityContext": RESTRICTED,
                     "volumeMounts": [
                         {"name": "tmp", "mountPath": "/tmp"},
                         {"name": "home", "mountPath": _HOME},
@@ -125,44 +192,72 @@ def _pod(
     }
 
 
-# Quantities as Kubernetes itself writes them. KubeRay stores the object anew, and what reads differently then looks to
-# Pulumi like a change, in every `up`.
-def _cores(cores: float) -> str:
-    return f"{cores:.0f}" if cores == int(cores) else f"{cores * 1000:.0f}m"
+def around(name: str, stack: StackConfig) -> list[dict[str, Any]]:
+    """What must be there before the RayService `name`, but for Ray's token."""
+    return [
+        access.keys_secret(name, stack),
+        *access.accounts(name, stack),
+        *model_volume(name, stack),
+        guardrails.disruption_budget(name, stack),
+        guardrails.quota(name, stack),
+        *network.policies(stack),
+        *placeholders(name, stack),
+    ]
 
 
-def _memory(gib: float) -> str:
-    return f"{gib:.0f}Gi" if gib == int(gib) else f"{gib * 1024:.0f}Mi"
+_KINDS = {
+    "Deployment": kubernetes.apps.v1.Deployment,
+    "NetworkPolicy": kubernetes.networking.v1.NetworkPolicy,
+    "PersistentVolume": kubernetes.core.v1.PersistentVolume,
+    "PersistentVolumeClaim": kubernetes.core.v1.PersistentVolumeClaim,
+    "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
+    "PriorityClass": kubernetes.scheduling.v1.PriorityClass,
+    "ResourceQuota": kubernetes.core.v1.ResourceQuota,
+    "Secret": kubernetes.core.v1.Secret,
+    "ServiceAccount": kubernetes.core.v1.ServiceAccount,
+}
 
 
 class RayServing(pulumi.ComponentResource):
-    """Namespace and RayService, awaited until the application answers."""
+    """Namespace and RayService, awaited until the application answers, and what is around it."""
 
     namespace: str
     service: str
     """The Kubernetes Service in front of the replicas, port 8000."""
     image: str
 
-    def __init__(self, name: str, stack: StackConfig, opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self, name: str, stack: StackConfig, opts: pulumi.ResourceOptions, valkey: Valkey | None = None
+    ) -> None:
         super().__init__("blueprint:serving:RayServing", name, None, opts)
+        if valkey:
+            stack = stack.model_copy(update={"gcs_fault_tolerance": _to_be_known(name)})
         namespace = kubernetes.core.v1.Namespace(
             name,
-            metadata={
-                "name": stack.namespace,
-                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-            },
+            metadata=signed({"name": stack.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}),
             opts=pulumi.ResourceOptions(parent=self),
         )
+        # The first token stays: the pods that run know no other.
+        token = self._create(access.token_secret(name, stack), depends_on=[namespace], ignore_changes=["data"])
+        others = [self._create(manifest, depends_on=[namespace]) for manifest in around(name, stack)]
         manifest = rayservice(name, stack)
-        kubernetes.apiextensions.CustomResource(
-            name,
-            api_version=manifest["apiVersion"],
-            kind=manifest["kind"],
-            metadata=manifest["metadata"],
-            spec=manifest["spec"],
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace]),
-        )
+        if valkey:
+            manifest["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] = valkey.address
+            others.append(self._create(access.valkey_secret(name, stack, valkey.password), depends_on=[namespace]))
+        custom_resource(name, manifest, pulumi.ResourceOptions(parent=self, depends_on=[token, *others]))
         self.namespace = stack.namespace
         self.service = f"{name}-serve-svc"
         self.image = image.reference(stack.image)
         self.register_outputs({})
+
+    def _create(self, manifest: dict[str, Any], **options: Any) -> pulumi.Resource:
+        """The Pulumi resource of a manifest."""
+        fields = {_snake(key): value for key, value in manifest.items() if key not in ("apiVersion", "kind")}
+        fields["metadata"] = signed(manifest["metadata"])
+        opts = pulumi.ResourceOptions(parent=self, **options)
+        return _KINDS[manifest["kind"]](manifest["metadata"]["name"], **fields, opts=opts)
+
+
+def _snake(key: str) -> str:
+    """Kubernetes' stringData as Pulumi's string_data."""
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", key)

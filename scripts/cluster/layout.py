@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.builtin import cache_dir
 from infra.config import state_dir
-from scripts.console import Problem
+from scripts import ports
 
 NAME = "ray-serve-blueprint"
 """The kubeconfig's context, and the cgroup that holds every pod."""
@@ -60,10 +60,7 @@ def log_tail(name: str, lines: int = 12) -> str:
 
 def api_port() -> int:
     """The API server's port on the user's 127.0.0.1."""
-    text = os.environ.get("BLUEPRINT_API_PORT", "16443")
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise Problem(f"BLUEPRINT_API_PORT is {text!r}", "set it to a port number, or unset it")
-    return int(text)
+    return ports.number("BLUEPRINT_API_PORT", os.environ.get("BLUEPRINT_API_PORT", "16443"))
 
 
 def start_time(pid: int) -> int | None:

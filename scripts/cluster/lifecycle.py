@@ -13,6 +13,7 @@ from infra.config import native_kubeconfig, state_dir
 from scripts.cluster import config, images, pki, preflight, traces
 from scripts.cluster.layout import (
     MARK,
+    NAMESPACES,
     PATH,
     PAUSE_IMAGE,
     Record,
@@ -43,13 +44,15 @@ def _prepare() -> None:
     config.write(preflight.containerd_major())
     user, group = (int(os.environ.get(f"SUDO_{kind}", "0")) for kind in ("UID", "GID"))
     os.chown(native_kubeconfig(), user, group)
+    traces.remember_network()
     traces.make_cgroups()
 
 
-def _supervisor(bin_dir: Path) -> "subprocess.Popen[bytes]":
+def _run(*command: str, stdin: int) -> "subprocess.Popen[bytes]":
+    """One of the cluster's own processes, apart from the caller's session."""
     with log_file("cluster").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "scripts.cluster.supervisor", str(bin_dir.resolve())],
+            command,
             cwd=Path(__file__).parents[2],
             # Not the caller's environment: a proxy set there would come between the components.
             env={
@@ -60,7 +63,7 @@ def _supervisor(bin_dir: Path) -> "subprocess.Popen[bytes]":
                 "BLUEPRINT_API_PORT": str(api_port()),
                 MARK: str(state_dir()),
             },
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -86,7 +89,8 @@ def start(bin_dir: Path) -> None:
     traces.remove()
     with step("native Kubernetes cluster"):
         _prepare()
-        supervisor = _supervisor(bin_dir)
+        command = (sys.executable, "-m", "scripts.cluster.supervisor", str(bin_dir.resolve()))
+        supervisor = _run(*command, stdin=subprocess.DEVNULL)
         try:
             _wait(supervisor)
             if not images.has(PAUSE_IMAGE):
@@ -102,6 +106,13 @@ def start(bin_dir: Path) -> None:
     say(f"kubeconfig: {native_kubeconfig()}")
 
 
+def _forget_containers() -> None:
+    """After a cluster that was killed and did not come to it itself."""
+    command = (*NAMESPACES, sys.executable, "-m", "scripts.cluster.node")
+    with _run(*command, stdin=subprocess.PIPE) as node:  # which ends when its standard input does
+        node.wait()
+
+
 def stop() -> None:
     """End the cluster with all that runs in it, and look whether anything is left."""
     if not any(directory.exists() for directory in traces.directories()):
@@ -113,9 +124,12 @@ def stop() -> None:
             os.kill(record.supervisor, signal.SIGTERM)
             if not traces.wait_for_end(90):
                 os.kill(record.supervisor, signal.SIGKILL)
+        if traces.wait_for_end(10) and traces.containers() and (home() / "config").exists():
+            _forget_containers()
+        before = traces.remembered_network()
         traces.remove()
         shutil.rmtree(images.run_directory(), ignore_errors=True)
-    if left := leftovers():
+    if left := leftovers(before):
         raise Problem(
             "the native cluster left something behind:\n" + "\n".join(left),
             "remove it by hand, and please report it",

@@ -5,13 +5,14 @@ Inside, paths are those of any Kubernetes node; outside, all that is written lie
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.cluster import config
+from scripts.cluster import config, traces
 from scripts.cluster.layout import (
     NODE,
     NODE_IP,
@@ -142,7 +143,7 @@ class Node:
         self.until("containerd answers", lambda: _succeeds(*_CTR, "version"))
 
     def forget_containers(self) -> bool:
-        """Remove every container with its writable layer; images stay."""
+        """Remove every container with its writable layer, and CRI's own files on them; images stay."""
         containers = _do(*_CTR, "containers", "ls", "--quiet").split()
         if containers:
             _succeeds(*_CTR, "tasks", "delete", "--force", *containers)  # not each has a task
@@ -150,6 +151,8 @@ class Node:
             # Their files go with the next garbage collection, and ending a lease is how to ask for one.
             lease = _do(*_CTR, "leases", "create").strip()
             _do(*_CTR, "leases", "delete", "--sync", lease)
+        for directory in traces.containers():
+            shutil.rmtree(directory, ignore_errors=True)
         return bool(containers)
 
     def open(self) -> None:
@@ -193,8 +196,13 @@ class Node:
 
 
 def command() -> None:
-    node = Node(Path(sys.argv[1]))
+    """With the directory of the executables, the whole node; without, only what `forget_containers` needs."""
+    node = Node(Path(*sys.argv[1:]))
     arrange_files()
+    if not sys.argv[1:]:
+        node.start_runtime()
+        node.close()
+        return
     arrange_network()
     try:
         node.open()

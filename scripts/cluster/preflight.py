@@ -4,14 +4,13 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
 from app.builtin import cache_dir
 from infra.config import state_dir
-from scripts import packages
+from scripts import packages, ports
 from scripts.cluster import traces
 from scripts.cluster.layout import NAMESPACES, PATH, api_port, image_store
 from scripts.console import Problem
@@ -72,15 +71,11 @@ def alone() -> None:
 
 
 def port() -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", api_port()))
-        except OSError:
-            raise Problem(
-                f"port {api_port()} on 127.0.0.1, meant for the API server, is in use",
-                "choose another one: BLUEPRINT_API_PORT=26443 make up",
-            ) from None
+    if ports.is_taken(api_port()):
+        raise Problem(
+            f"port {api_port()} on 127.0.0.1, meant for the API server, is in use",
+            "choose another one: BLUEPRINT_API_PORT=26443 make up",
+        )
 
 
 def space() -> None:

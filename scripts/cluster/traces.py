@@ -1,11 +1,12 @@
 """What the cluster has outside its namespaces: processes, cgroups, one directory. Finds, prepares and removes it."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from scripts.cluster.images import build_store, run_directory
@@ -61,13 +62,13 @@ def make_cgroups() -> None:
                 (group / file).write_text((hierarchy / file).read_text())
 
 
-def _cgroups() -> list[Path]:
-    return [path for hierarchy in _hierarchies() if (path := hierarchy / NAME).exists()]
+def _cgroups(name: str = NAME) -> list[Path]:
+    return [path for hierarchy in _hierarchies() if (path := hierarchy / name).exists()]
 
 
-def remove_cgroups() -> None:
+def remove_cgroups(name: str = NAME) -> None:
     """Remove them all; the kernel refuses for a moment after the last process has gone."""
-    for group in _cgroups():
+    for group in _cgroups(name):
         for directory, _, _ in os.walk(group, topdown=False):
             for _ in range(50):
                 try:
@@ -111,15 +112,56 @@ def directories() -> list[Path]:
     return [home(), run_directory()]
 
 
+def _output(*command: str) -> str:
+    return subprocess.run(command, env={**os.environ, "PATH": PATH}, capture_output=True, text=True).stdout
+
+
 def _foreign_lines(*command: str) -> list[str]:
     """Lines that name an address of the cluster, which belongs to its namespace alone."""
-    environment = {**os.environ, "PATH": PATH}
-    text = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
-    return [line.strip() for line in text.splitlines() if re.search(rf"\b{re.escape(NETWORK)}", line)]
+    found = _output(*command).splitlines()
+    return [line.strip() for line in found if re.search(rf"\b{re.escape(NETWORK)}", line)]
 
 
-def leftovers() -> list[str]:
-    """What a stopped cluster has left on this machine, found by looking; the caches do not count."""
+def network() -> set[str]:
+    """All on this machine that could be from a cluster's network, though it does not name its addresses.
+
+    A cluster's own is in its namespace. So what is here was here before, or got out.
+    """
+    links = json.loads(_output("ip", "-json", "link", "show", "type", "veth") or "[]")
+    rules = _output("iptables-save") + _output("ip6tables-save")
+    return {
+        # Those of Docker and other bridges have a master.
+        *(f"network interface {link['ifname']}" for link in links if "ifname" in link and "master" not in link),
+        *(f"iptables chain {name}" for name in re.findall(r"^:((?:KUBE|CNI)-\S+)", rules, re.MULTILINE)),
+    }
+
+
+def _before() -> Path:
+    return home() / "network.json"
+
+
+def remember_network() -> None:
+    """What there is before the cluster's start, of another Kubernetes perhaps."""
+    _before().write_text(json.dumps(sorted(network())))
+
+
+def remembered_network() -> set[str]:
+    return set(json.loads(_before().read_text())) if _before().exists() else set()
+
+
+def containers() -> list[Path]:
+    """containerd's directories of containers and pods. Of a store that nobody uses, only images are kept."""
+    parts = ("io.containerd.grpc.v1.cri/containers", "io.containerd.grpc.v1.cri/sandboxes")
+    return [
+        path for part in (*parts, "io.containerd.runtime.v2.task/k8s.io") for path in image_store().glob(f"{part}/*")
+    ]
+
+
+def leftovers(before: Collection[str] = ()) -> list[str]:
+    """What a stopped cluster has left on this machine, found by looking; the caches do not count.
+
+    `before` is what `network` found before the start.
+    """
     places = [path.resolve() for path in (*directories(), image_store(), build_store())]
     return [
         *(f"process {pid}: {command}" for pid, command in processes().items()),
@@ -128,6 +170,8 @@ def leftovers() -> list[str]:
         *(f"address {line}" for line in _foreign_lines("ip", "-oneline", "address")),
         *(f"route {line}" for line in _foreign_lines("ip", "route", "show", "table", "all")),
         *(f"iptables rule {line}" for line in _foreign_lines("iptables-save")),
+        *(found for found in sorted(network()) if found not in before),
+        *(f"container {path}" for path in containers()),
         *(f"directory {path}" for path in directories() if path.exists()),
     ]
 

@@ -1,23 +1,63 @@
-"""The command line tools of the Kubernetes path: found on PATH, or built from the Go modules beside this file.
+"""The command line tools of the Kubernetes path: the user's where their version fits, else built from pinned modules.
 
 A build is pinned by its go.sum and kept in the cache under a key of everything that goes into it, so each tool is
-built once per machine and a changed pin builds anew.
+built once per machine and a changed pin builds anew. With the modules in Go's cache it needs no network (GOPROXY=off).
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.builtin import cache_dir
 from infra import versions
-from scripts.console import Problem, step
+from scripts.console import Problem, say, step
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """A copy of a tool that the user has on PATH, and when it will do."""
+
+    binary: str
+    asked: tuple[str, ...]
+    """Arguments with which it tells its version."""
+    oldest: tuple[int, ...]
+    below: tuple[int, ...]
+
+    def find(self) -> Path | None:
+        """None where there is none. Raises Problem when its version is another one than we can work with."""
+        found = shutil.which(self.binary)
+        if found is None:
+            return None
+        said = subprocess.run([found, *self.asked], capture_output=True, text=True).stdout
+        version = re.search(r"\d+\.\d+\.\d+", said)
+        if version and self.oldest <= _numbers(version[0]) < self.below:
+            return Path(found)
+        oldest, below = (".".join(map(str, bound)) for bound in (self.oldest, self.below))
+        raise Problem(
+            f"{found} is {version[0] if version else 'of no version that it tells'}, and {oldest} or newer, "
+            f"but older than {below}, is needed",
+            f"install such a {self.binary}, or take this one off PATH",
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+# A Kubernetes client works with an API server one minor version to either side:
+# https://kubernetes.io/releases/version-skew-policy/#kubectl
+_MAJOR, _MINOR, _ = _numbers(versions.KUBERNETES)
+_KUBECTL = Theirs("kubectl", ("version", "--client", "--output=json"), (_MAJOR, _MINOR - 1), (_MAJOR, _MINOR + 2))
+_PULUMI = Theirs("pulumi", ("version",), _numbers(versions.PULUMI), (_numbers(versions.PULUMI)[0] + 1,))
 
 
 @dataclass(frozen=True)
@@ -32,8 +72,10 @@ class Tool:
     """Files that the build needs beside main.go and that come with the first required module."""
     links: tuple[str, ...] = ()
     """Further names under which the executable answers."""
-    on_path: bool = False
-    """Whether a copy that the user has on PATH serves as well."""
+    theirs: Callable[[], Path | None] | None = None
+    """Finds a copy of the user's that serves as well."""
+    instead: str = ""
+    """What to do where it cannot be built."""
 
 
 def _kubernetes_version(version: str) -> dict[str, str]:
@@ -45,6 +87,13 @@ def _kubernetes_version(version: str) -> dict[str, str]:
     }
 
 
+def _plugin() -> Path | None:
+    """The provider as Pulumi keeps its plug-ins. One on PATH could be of any version, and tells none."""
+    home = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi")
+    path = home / "plugins" / f"resource-kubernetes-v{versions.PULUMI_KUBERNETES}" / "pulumi-resource-kubernetes"
+    return path if path.exists() else None
+
+
 # The slowest first: a first build is long, and one that will fail should not do so at its end.
 TOOLS = {
     "pulumi-kubernetes": Tool(
@@ -54,7 +103,8 @@ TOOLS = {
             "cmd/pulumi-resource-kubernetes/schema.json",
             "cmd/pulumi-resource-kubernetes/terraform-mapping.json",
         ),
-        on_path=True,
+        theirs=_plugin,
+        instead=f"run `pulumi plugin install resource kubernetes {versions.PULUMI_KUBERNETES}`",
     ),
     "kubernetes": Tool(
         "kube",
@@ -68,12 +118,14 @@ TOOLS = {
             "kube-proxy",
             "kubectl",
         ),
+        instead="for a cluster that you have, put kubectl on PATH",
     ),
     "pulumi": Tool(
         "pulumi",
         package="github.com/pulumi/pulumi/pkg/v3/cmd/pulumi",
         set={"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": f"v{versions.PULUMI}"},
-        on_path=True,
+        theirs=_PULUMI.find,
+        instead="put pulumi on PATH",
     ),
     "kuberay": Tool("kuberay-operator", package="github.com/ray-project/kuberay/ray-operator"),
     "coredns": Tool("coredns"),
@@ -128,6 +180,22 @@ def _build(name: str, tool: Tool, target: Path) -> None:
         built.replace(target)
 
 
+def _usable(find: Callable[[], Path | None]) -> Path | None:
+    """What `find` finds; one whose version does not fit is passed over where we can build our own."""
+    try:
+        return find()
+    except Problem as problem:
+        if not shutil.which("go"):
+            raise
+        say(f"{problem.what}: using our own")
+        return None
+
+
+def kubectl() -> Path:
+    """kubectl for a cluster that the user has."""
+    return _usable(_KUBECTL.find) or ensure("kubernetes") / "kubectl"
+
+
 def ensure(*names: str) -> Path:
     """A directory that holds the executables of the named tools, built where they are not at hand.
 
@@ -136,14 +204,13 @@ def ensure(*names: str) -> Path:
     paths: dict[str, Path] = {}
     for name in (name for name in TOOLS if name in names):
         tool = TOOLS[name]
-        found = shutil.which(tool.binary) if tool.on_path else None
-        if found:
-            paths[tool.binary] = Path(found)
+        if tool.theirs and (found := _usable(tool.theirs)):
+            paths[tool.binary] = found
             continue
         if not shutil.which("go"):
             raise Problem(
                 f"{tool.binary} is not here and Go, which builds it, is not installed",
-                "install Go 1.26 or newer" + (f", or put {tool.binary} on PATH" if tool.on_path else ""),
+                "install Go 1.26 or newer" + (f", or {tool.instead}" if tool.instead else ""),
             )
         target = cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
         if not target.exists():

@@ -6,16 +6,15 @@ first and alone, since each takes all cores.
 """
 
 import contextlib
-import json
+import operator
 import os
-import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import psutil
@@ -23,11 +22,12 @@ import pytest
 import yaml
 from openai import DefaultHttpxClient, OpenAI
 from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
+from app import keys
 from app.builtin import cache_dir, ensure
-from app.settings import Model, Settings, load
-from scripts.serve import URL
+from app.settings import Settings, load, parse
+from scripts.metrics import scrape
+from scripts.serve import URL, marked
 from tests.app import lora
 from tests.ports import free_port
 
@@ -42,7 +42,15 @@ PROMPTS = [
 ]
 START_SECONDS = 900.0
 STOP_SECONDS = 180.0
+QUIET_SECONDS = 5.0
+HEALTH_CHECK_SECONDS = 2.0
 MARK = "BLUEPRINT_TEST"
+FAST = {"dtype": "float32"}
+"""For engines under test: several times as fast as bfloat16 in batches, on the many CPUs that only emulate that."""
+SHAPES = ["local", "cluster"]
+"""How `make serve` can start. To save time a module asks the one that it names in a SHAPES of its own; all of them
+answer the same, which --both-shapes shows."""
+T = TypeVar("T")
 RAY = Path("/tmp/ray")
 """Where the Ray of `make serve` keeps its files."""
 
@@ -58,10 +66,10 @@ def answer(client: OpenAI, prompt: str) -> str | None:
     return completion.choices[0].message.content
 
 
-def client_of(url: str) -> OpenAI:
+def client_of(url: str, key: str = "none") -> OpenAI:
     # Without the environment's proxies; and a retry would hide an error.
     http = DefaultHttpxClient(trust_env=False, timeout=120)
-    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
+    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=http)
 
 
 def wait_for(what: str, condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -75,31 +83,33 @@ def wait_for(what: str, condition: Callable[[], bool], process: subprocess.Popen
 
 
 @contextlib.contextmanager
-def started(command: list[str | Path], log: Path, status: int | None = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, which must end when it is told to, with all that it started, and with `status` if given."""
+def started(
+    command: list[str | Path], log: Path, status: int | None = 0, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours, which must end when it is told to, with all that it started, and with `status`.
+
+    With None for a status it is killed: a Ray would wait half a minute for replicas that go on.
+    """
     mark = uuid.uuid4().hex
-    environment = {**os.environ, MARK: mark, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {**os.environ, **(variables or {}), MARK: mark, "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
-        ours = _marked(mark)
-        process.send_signal(signal.SIGINT)
+        ours = marked(MARK, mark)
+        if status is None:
+            for one in ours:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        else:
+            process.terminate()  # not an interrupt, which a child in the background ignores
         _, alive = psutil.wait_procs(ours, timeout=STOP_SECONDS)
         for left in alive:
             left.kill()
     assert not alive, f"{command} left processes behind: {alive}"
-    assert status in (None, process.wait(timeout=1)), f"{command} ended with {process.returncode}"
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+    process.wait(timeout=1)
+    assert status in (None, process.returncode), f"{command} ended with {process.returncode}"
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +118,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_answers(logs: Path) -> list[str | None]:
+def vllm_answers(logs: Path, settings: dict[str, Any]) -> list[str | None]:
     """What vLLM's own server answers to PROMPTS, with our engine arguments."""
-    model = Model()
+    (model,) = parse(settings).models
     (variant,) = model.variants
     assert variant.builtin is not None
     port = free_port()
@@ -120,7 +130,7 @@ def vllm_answers(logs: Path) -> list[str | None]:
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--model", ensure(variant.builtin), "--served-model-name", model.name),
         *("--max-model-len", str(variant.engine.max_model_len)),
-        *("--dtype", variant.engine.dtype, "--enforce-eager"),
+        *("--dtype", variant.engine.dtype, "--enforce-eager", "--kv-cache-memory-bytes", str(2**28)),
     ]
     assert variant.engine.enforce_eager
 
@@ -129,7 +139,7 @@ def vllm_answers(logs: Path) -> list[str | None]:
             return httpx.get(f"{url}/health", trust_env=False).status_code == 200
         return False
 
-    with started(command, logs / "vllm.log") as process:
+    with started(command, logs / "vllm.log", status=None) as process:
         wait_for("vLLM's own server", answers, process)
         client = client_of(url)
         return [answer(client, prompt) for prompt in PROMPTS]
@@ -144,6 +154,9 @@ class Probe(NamedTuple):
 
 class Running(NamedTuple):
     url: str
+    key: str
+    """What its clients must send, when the settings name keys."""
+    http: httpx.Client
     settings: Settings
     process: subprocess.Popen[bytes]
     output: str
@@ -158,16 +171,35 @@ class Running(NamedTuple):
     def metrics(self) -> dict[str, Metric]:
         return metrics(RAY)
 
+    def engine_count(self, name: str, model: str) -> float:
+        """What the model's engine has counted in this metric. Not for gauges, which are away while nothing changes."""
+        samples = [sample for metric in self.metrics().values() for sample in metric.samples]
+        return sum(one.value for one in samples if one.name == name and one.labels["model_name"] == model)
+
+    def tokens(self, model: str, above: float = -1) -> float:
+        """How many tokens the model's engine has generated, once they are more than `above` and it works no more.
+
+        Health checks of an idle engine go on, and generate one each (HEALTH_CHECK_SECONDS).
+        """
+
+        def count() -> float:
+            return self.engine_count("ray_vllm_generation_tokens_total", model)
+
+        few = 2 * QUIET_SECONDS / HEALTH_CHECK_SECONDS
+        eventually(f"tokens of {model} are counted", lambda: count() > above, 90)
+        return settled(count, lambda old, new: new - old <= few)
+
+
+def httpx_client(url: str, key: str = "none") -> httpx.Client:
+    """Without the environment's proxies, and with patience for answers of hundreds of tokens."""
+    headers = {"Authorization": f"Bearer {key}"}
+    no_limits = httpx.Limits(max_connections=None)
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=300, limits=no_limits)
+
 
 def metrics(temp_dir: Path) -> dict[str, Metric]:
     """What the Ray with this directory exports to Prometheus now, by the metric's name."""
-    found: dict[str, Metric] = {}
-    # Ray writes the addresses for Prometheus to read.
-    discovery = json.loads((temp_dir / "prom_metrics_service_discovery.json").read_text())
-    for target in discovery[0]["targets"]:
-        text = httpx.get(f"http://{target}/metrics", trust_env=False, timeout=30).text
-        found |= {metric.name: metric for metric in text_string_to_metric_families(text)}
-    return found
+    return {metric.name: metric for metric in scrape(temp_dir)}
 
 
 def eventually(what: str, condition: Callable[[], bool], seconds: float) -> None:
@@ -178,76 +210,101 @@ def eventually(what: str, condition: Callable[[], bool], seconds: float) -> None
         time.sleep(0.2)
 
 
-def batches(temp_dir: Path, deployment: str, quiet_seconds: float) -> tuple[float, float]:
-    """How many batches a deployment of the Ray with this directory has made, and how many with one text only.
+def settled(read: Callable[[], T], same: Callable[[T, T], bool] = operator.eq) -> T:
+    """What `read` says when that stays the `same` for longer than Ray takes to export metrics."""
+    value, since = read(), time.monotonic()
 
-    Read until they stay as they are for `quiet_seconds`, which must be longer than Ray takes to export its metrics.
-    """
+    def quiet() -> bool:
+        nonlocal value, since
+        if not same(value, now := read()):
+            value, since = now, time.monotonic()
+        return time.monotonic() - since > QUIET_SECONDS
+
+    eventually("the metrics settle", quiet, 90)
+    return value
+
+
+def batches(temp_dir: Path, deployment: str) -> tuple[float, float]:
+    """How many batches a deployment of the Ray with this directory has made, and how many with one text only."""
 
     def read() -> tuple[float, float]:
         metric = metrics(temp_dir).get("ray_serve_actual_batch_size")
         ours = [one for one in metric.samples if one.labels["deployment"] == deployment] if metric else []
-        if not ours:
-            return 0, 0
-        (every,) = [sample.value for sample in ours if sample.name.endswith("_count")]
-        (single,) = [sample.value for sample in ours if sample.labels.get("le") == "1.0"]
-        return every, single
+        every = sum(sample.value for sample in ours if sample.name.endswith("_count"))
+        return every, sum(sample.value for sample in ours if sample.labels.get("le") == "1.0")
 
-    counts, since = read(), time.monotonic()
-
-    def settled() -> bool:
-        nonlocal counts, since
-        if counts != (now := read()):
-            counts, since = now, time.monotonic()
-        return time.monotonic() - since > quiet_seconds
-
-    eventually("the metrics settle", settled, 90)
-    return counts
+    return settled(read)
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The settings of the server under test."""
-    directory = tmp_path_factory.mktemp("settings")
-    adapter = lora.make(ensure("smollm2-135m-instruct"), directory / "adapter")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the server under test has in place of the defaults."""
+    adapter = lora.make(ensure("smollm2-135m-instruct"), tmp_path_factory.mktemp("lora") / "odd")
     variant = {
-        "engine": {"tool_call_parser": "hermes", "max_lora_rank": lora.RANK},
+        "engine": {**FAST, "tool_call_parser": "hermes", "max_lora_rank": lora.RANK},
         "adapters": [{"name": "odd", "source": str(adapter)}],
         "scaling": {
             "max_ongoing_requests": 32,
             "max_queued_requests": 32,
             "retry_after_s": 7,
-            "health_check_period_s": 2,
+            "health_check_period_s": HEALTH_CHECK_SECONDS,
             "health_check_timeout_s": 15,
         },
     }
-    file = directory / "settings.yaml"
-    file.write_text(
-        yaml.safe_dump({"models": [{"name": "chat", "variants": [variant]}], "gateway": {"max_body_mib": 1}})
-    )
-    return file
+    return {
+        "models": [{"name": "chat", "variants": [variant]}],
+        "generate": {"engine": FAST},
+        "gateway": {"max_body_mib": 1},
+    }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--both-shapes", action="store_true", help="run every test of the server in both of its shapes")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        both = metafunc.config.getoption("both_shapes")
+        shapes = SHAPES if both else getattr(metafunc.module, "SHAPES", SHAPES)
+        metafunc.parametrize("server", shapes, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def server(logs: Path, settings: Path, vllm_answers: list[str | None]) -> Generator[Running]:
-    """The server of `make serve`, once it says that it is ready."""
-    log = logs / "serve.log"
+def server(
+    request: pytest.FixtureRequest,
+    logs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: dict[str, Any],
+    vllm_answers: list[str | None],
+) -> Generator[Running]:
+    """The server of `make serve`, once it says that it is ready: as one application, then in a cluster's shape.
+
+    In the latter it asks for keys, as every cluster does; when both are to answer the same, in the former as well.
+    """
+    directory = tmp_path_factory.mktemp(request.param)
+    file, keys_file, key = directory / "settings.yaml", directory / "keys.yaml", keys.make()
+    if request.param == "cluster" or request.config.getoption("both_shapes"):
+        keys_file.write_text(yaml.safe_dump({"keys": [{"name": "tests", "sha256": keys.digest(key)}]}))
+        settings = {**settings, "auth": {"keys_file": str(keys_file)}}
+    file.write_text(yaml.safe_dump(settings))
+    log = logs / f"serve-{request.param}.log"
     probes: list[Probe] = []
 
     def announced() -> bool:
-        with contextlib.suppress(httpx.HTTPError), httpx.Client(trust_env=False) as http:
-            models = http.get(f"{URL}/v1/models", timeout=10).status_code
-            probes.append(Probe(models, http.get(f"{URL}/ready", timeout=10)))
+        with contextlib.suppress(httpx.HTTPError), httpx_client(URL, key) as http:
+            probes.append(Probe(http.get("/v1/models").status_code, http.get("/ready")))
         return "Ctrl-C stops it." in log.read_text()
 
-    with started([sys.executable, "-m", "scripts.serve", str(settings)], log) as process:
+    command: list[str | Path] = [sys.executable, "-m", "scripts.serve", file, "--shape", request.param]
+    often = {"RAY_metrics_report_interval_ms": "500"}  # ten seconds otherwise, for which tests would wait
+    with started(command, log, variables=often) as process, httpx_client(URL, key) as http:
         wait_for("make serve", announced, process)
-        yield Running(URL, load(settings), process, log.read_text(), probes)
+        yield Running(URL, key, http, load(file), process, log.read_text(), probes)
 
 
 @pytest.fixture(scope="session")
 def client(server: Running) -> OpenAI:
-    return client_of(server.url)
+    return client_of(server.url, server.key)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from app.builtin import ensure
 from tests.app.conftest import RAY, Running, batches, eventually
 
+SHAPES = ["local"]
 TEXTS = [
     "ocean",
     "The cat sat on the mat.",
@@ -68,7 +69,7 @@ def test_a_list_keeps_its_order(client: OpenAI) -> None:
 def test_base64_holds_the_same_numbers(server: Running) -> None:
     def ask(encoding: str) -> dict:
         body = {"model": "embed", "input": "ocean", "encoding_format": encoding}
-        return httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=60).json()
+        return server.http.post("/v1/embeddings", json=body).json()
 
     packed = np.frombuffer(base64.b64decode(ask("base64")["data"][0]["embedding"]), dtype="<f4")
     assert np.allclose(packed, ask("float")["data"][0]["embedding"], atol=1e-6)
@@ -85,7 +86,7 @@ def test_a_long_text_is_cut_off_only_when_asked(server: Running) -> None:
 
     def ask(**more: int) -> httpx.Response:
         body = {"model": "embed", "input": text, **more}
-        return httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=60)
+        return server.http.post("/v1/embeddings", json=body)
 
     refused = ask()
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
@@ -100,7 +101,7 @@ def test_cutting_one_text_off_does_not_cut_another(server: Running) -> None:
 
     def tokens(cut: int) -> int:
         body = {"model": "embed", "input": "word " * 200, "truncate_prompt_tokens": cut}
-        answered = httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=120)
+        answered = server.http.post("/v1/embeddings", json=body)
         return answered.json()["usage"]["prompt_tokens"]
 
     wanted = [8, 64, 100_000] * 20
@@ -109,13 +110,13 @@ def test_cutting_one_text_off_does_not_cut_another(server: Running) -> None:
 
 
 def test_the_model_may_be_left_out(server: Running) -> None:
-    answered = httpx.post(f"{server.url}/v1/embeddings", json={"input": "ocean"}, trust_env=False, timeout=60)
+    answered = server.http.post("/v1/embeddings", json={"input": "ocean"})
     assert answered.json()["model"] == "embed"
 
 
 def test_requests_at_the_same_time_share_batches(server: Running, client: OpenAI) -> None:
     def counted() -> tuple[float, float]:
-        return batches(RAY, "Embeddings:embed", quiet_seconds=12)  # Ray exports them every ten
+        return batches(RAY, "Embeddings:embed")
 
     texts = [f"text number {number}" for number in range(64)]
     client.embeddings.create(model="embed", input="the first batch makes the metric")

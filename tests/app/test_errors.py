@@ -1,9 +1,8 @@
 """Bad requests: each gets a 4xx in OpenAI's shape that names the fault, and harms nobody else."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import openai
@@ -13,22 +12,13 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from app import errors
-from tests.app.conftest import Running, eventually
+from tests.app.bad import Bad, require_refusal
+from tests.app.conftest import Running
 
+SHAPES = ["cluster"]
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
-
-
-class Bad(NamedTuple):
-    name: str
-    body: Any  # bytes are sent as they are
-    param: str | None = None
-    status: int = 400
-    code: str | None = None
-    path: str = CHAT
-    method: str = "POST"
-    content_type: str = "application/json"
 
 
 def chat(name: str, param: str | None = None, /, **fields: Any) -> Bad:
@@ -157,27 +147,7 @@ BAD = [
 
 @pytest.mark.parametrize("bad", BAD, ids=[f"{bad.path} {bad.name}" for bad in BAD])
 def test_a_bad_request(server: Running, client: OpenAI, bad: Bad) -> None:
-    body = bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode()
-    answered = httpx.request(
-        bad.method,
-        server.url + bad.path,
-        content=body if bad.method == "POST" else None,
-        headers={"Content-Type": bad.content_type},
-        timeout=60,
-        trust_env=False,
-    )
-    assert answered.status_code == bad.status, answered.text
-    assert answered.json().keys() == {"error"}
-    error = answered.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"]
-    assert "Traceback" not in error["message"]
-    assert "File " not in error["message"]
-    assert (error["type"], error["param"], error["code"]) == (
-        "invalid_request_error",
-        bad.param,
-        bad.code,
-    )
+    require_refusal(server.http, bad)
     good = client.completions.create(model="chat", prompt="One, two,", max_tokens=1)
     assert good.usage is not None
     assert good.usage.completion_tokens == 1
@@ -207,7 +177,7 @@ def test_a_body_without_end_is_cut_off(server: Running) -> None:
             yield b"x" * 2**16
 
     headers = {"Content-Type": "application/json"}
-    answered = httpx.post(f"{server.url}{CHAT}", content=endless(), headers=headers, trust_env=False, timeout=60)
+    answered = server.http.post(CHAT, content=endless(), headers=headers)
     assert (answered.status_code, answered.json()["error"]["code"]) == (413, "request_too_large")
 
 
@@ -218,7 +188,7 @@ def test_overload_is_told_at_once(server: Running) -> None:
     body = {"model": "chat", "prompt": "One, two,", "max_tokens": 8, "ignore_eos": True}
 
     def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{server.url}{TEXT}", json=body, trust_env=False, timeout=300)
+        return server.http.post(TEXT, json=body)
 
     with ThreadPoolExecutor(2 * fits) as pool:
         answers = list(pool.map(ask, range(2 * fits)))
@@ -235,25 +205,14 @@ def test_overload_is_told_at_once(server: Running) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
-    """The engine's own figures: a stream runs, its reader goes, and nothing runs long before the answer's end."""
-
-    def figure(name: str) -> float:
-        metric = server.metrics().get(name)
-        return sum(sample.value for sample in metric.samples if sample.name == name) if metric else 0
-
-    def running() -> float:
-        return figure("ray_vllm_num_requests_running")
-
+    """The engine's own count: a stream runs, its reader goes, and nothing more is generated long before its end."""
     tokens = 1900
-    eventually("nothing runs", lambda: running() == 0, 60)
-    before = figure("ray_vllm_generation_tokens_total")
+    before = server.tokens("chat")
     body = {"model": "chat", "prompt": "Once upon", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}{TEXT}", json=body, trust_env=False, timeout=60) as stream:
+    with server.http.stream("POST", TEXT, json=body) as stream:
         lines = stream.iter_lines()  # kept: httpx closes the connection with the iterator
         assert next(lines).startswith("data: ")
-        eventually("the stream runs", lambda: running() == 1, 60)
-    eventually("nothing runs", lambda: running() == 0, 30)
-    assert figure("ray_vllm_generation_tokens_total") - before < tokens
+    assert server.tokens("chat", above=before) - before < tokens
 
 
 def test_a_mistake_of_ours_tells_nothing() -> None:

@@ -7,13 +7,13 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import jsonschema
 import pytest
 from openai import OpenAI
 
 from tests.app.conftest import PROMPTS, Running, answer
 
+SHAPES = ["local"]
 HELLO: Any = [{"role": "user", "content": "Say hi"}]
 
 
@@ -88,7 +88,7 @@ def test_stop_sequences_and_seeds(client: OpenAI) -> None:
 
 def test_models(client: OpenAI) -> None:
     models = client.models.list().data
-    assert [model.id for model in models] == ["chat", "chat:odd", "embed"]
+    assert [model.id for model in models] == ["chat", "chat:odd", "embed", "sentiment", "safety", "rerank"]
     for model in models:
         assert model.object == "model"
         assert model.created > 0
@@ -102,7 +102,7 @@ def test_a_variant_can_be_pinned(client: OpenAI) -> None:
 
 def test_a_model_may_be_left_out_where_there_is_one(server: Running) -> None:
     body = {"messages": HELLO, "max_tokens": 1}
-    answered = httpx.post(f"{server.url}/v1/chat/completions", json=body, trust_env=False, timeout=60)
+    answered = server.http.post("/v1/chat/completions", json=body)
     assert (answered.status_code, answered.json()["model"]) == (200, "chat")
 
 
@@ -210,7 +210,7 @@ def test_32_streams_at_once_complete(client: OpenAI) -> None:
 
 
 def test_health(server: Running) -> None:
-    answered = httpx.get(f"{server.url}/health", trust_env=False)
+    answered = server.http.get("/health")
     assert (answered.status_code, answered.json()) == (200, {"healthy": True})
 
 
@@ -224,7 +224,7 @@ def test_ready_means_that_a_token_was_generated(server: Running) -> None:
     statuses = [probe.ready.status_code for probe in server.probes]
     first = statuses.index(200) if 200 in statuses else len(statuses)
     assert set(statuses[first:]) <= {200}
-    now = httpx.get(f"{server.url}/ready", trust_env=False)
+    now = server.http.get("/ready")
     assert (now.status_code, now.json()) == (200, {"ready": True})
 
 

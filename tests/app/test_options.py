@@ -4,23 +4,16 @@ A Ray without GPUs is given, through that API as KubeRay does it, a language mod
 for ever, so no engine is started, and all that Ray was told can be read. The embedding model beside it is real.
 """
 
-import contextlib
-import json
-import subprocess
-import sys
-import tempfile
-import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import pytest
 
-from app.settings import APPLICATION, Settings, parse, serve_config
-from tests.app.conftest import BINARIES, batches, eventually, started, wait_for
-from tests.ports import free_port
+from app.settings import parse
+from tests.app.conftest import eventually
+from tests.app.ray_cluster import Cluster, ray_cluster
 
 SCALING = {
     "max_ongoing_requests": 11,
@@ -62,66 +55,17 @@ SETTINGS: dict[str, Any] = {
     ],
     "embeddings": [{"name": "real"}, {"name": "waiting", "placement": {"num_gpus": 0.25, "memory_gib": 2.0}}],
     "gateway": {"placement": {"num_cpus": 0.1}},
+    **{"generate": None, "classifiers": [], "moderation": None, "rerankers": [], "pipeline": None},
 }
-
-
-class Cluster(NamedTuple):
-    dashboard: httpx.Client
-    gcs_port: int
-    http_port: int
-    temp_dir: Path
-
-    def deploy(self, settings: Settings) -> None:
-        config = {**serve_config(settings), "http_options": {"host": "127.0.0.1", "port": self.http_port}}
-        sent = self.dashboard.put("/api/serve/applications/", json=config)
-        assert sent.status_code == 200, sent.text
-
-    def deployments(self) -> dict[str, Any]:
-        applications = self.dashboard.get("/api/serve/applications/").json()["applications"]
-        return applications.get(APPLICATION, {}).get("deployments", {})
-
-    def placement_groups(self) -> list[dict[str, Any]]:
-        """Those that replicas have asked for, from Ray's control store: the REST API leaves out their strategy."""
-        script = (
-            f"import json, ray, ray.util; ray.init('127.0.0.1:{self.gcs_port}', log_to_driver=False);"
-            "print(json.dumps(list(ray.util.placement_group_table().values()), default=str))"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def cluster(logs: Path) -> Generator[Cluster]:
     """A Ray of its own, with SETTINGS deployed."""
-    # Short: Ray keeps sockets in it, whose paths may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-") as name, pytest.MonkeyPatch.context() as environment:
-        token = uuid.uuid4().hex
-        environment.setenv("RAY_AUTH_MODE", "token")
-        environment.setenv("RAY_AUTH_TOKEN", token)
-        environment.setenv("RAY_metrics_report_interval_ms", "500")
-        gcs_port, http_port, dashboard_port = free_port(), free_port(), free_port()
-        dashboard = httpx.Client(
-            base_url=f"http://127.0.0.1:{dashboard_port}",
-            headers={"Authorization": f"Bearer {token}"},
-            trust_env=False,
-            timeout=60,
-        )
-        ours = Cluster(dashboard, gcs_port, http_port, Path(name))
-        command: list[str | Path] = [
-            *(BINARIES / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=4", "--num-gpus=0"),
-            *(f"--temp-dir={name}", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"),
-        ]
-
-        def answers() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
-                return dashboard.get("/api/version").status_code == 200
-            return False
-
-        with started(command, logs / "ray.log", status=None) as process, dashboard:
-            wait_for("Ray's dashboard", answers, process)
-            ours.deploy(parse(SETTINGS))
-            eventually("the application is built", lambda: bool(ours.deployments()), 300)
-            yield ours
+    with ray_cluster(parse(SETTINGS), logs / "ray.log") as ours:
+        built = {"LLM:large@stable", "LLM:share@stable", "Embeddings:waiting", "Gateway"}
+        eventually("the applications are built", lambda: built <= ours.deployments().keys(), 300)
+        yield ours
 
 
 def test_scaling_and_health(cluster: Cluster) -> None:
@@ -177,12 +121,7 @@ def test_batching_changes_live(cluster: Cluster) -> None:
         return only["actor_id"], only["pid"]
 
     def embed(text: str) -> int:
-        body = {"model": "real", "input": text}
-        url = f"http://127.0.0.1:{cluster.http_port}/v1/embeddings"
-        return httpx.post(url, json=body, trust_env=False, timeout=60).status_code
-
-    def counted() -> tuple[float, float]:
-        return batches(cluster.temp_dir, "Embeddings:real", quiet_seconds=3)  # this Ray exports them twice a second
+        return cluster.http.post("/v1/embeddings", json={"model": "real", "input": text}).status_code
 
     def ask_at_once(number: int) -> None:
         with ThreadPoolExecutor(number) as pool:
@@ -191,7 +130,7 @@ def test_batching_changes_live(cluster: Cluster) -> None:
     eventually("the embedding model answers", lambda: embed("first") == 200, 300)
     before = replica()
     ask_at_once(32)
-    every, single = counted()
+    every, single = cluster.batches("Embeddings:real")
     assert every > single
 
     real, waiting = SETTINGS["embeddings"]
@@ -202,6 +141,6 @@ def test_batching_changes_live(cluster: Cluster) -> None:
 
     eventually("Ray has the new value", lambda: batch_size() == 1, 60)
     ask_at_once(32)
-    every_after, single_after = counted()
+    every_after, single_after = cluster.batches("Embeddings:real")
     assert every_after - every == single_after - single == 32
     assert replica() == before

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.deployments import llm
-from app.settings import Model, Variant, load, parse
+from app.deployments import generate, llm
+from app.settings import Generator, Model, Variant, load, parse
 
 PROFILES = sorted((Path(__file__).parents[2] / "app" / "profiles").glob("*.yaml"))
 
@@ -76,3 +76,25 @@ def test_on_cpus_the_worker_is_no_actor_and_needs_no_core_of_its_own() -> None:
     assert engine is not None
     assert engine.placement_bundles == [{"CPU": 0}]
     assert config.deployment_config["ray_actor_options"] == {"num_cpus": 2, "memory": 3 * 2**30}
+
+
+def generator(**values: Any) -> dict[str, Any]:
+    """What Ray reserves for a replica of /generate."""
+    model = parse({"generate": {"source": "/models/small", **values}}).generate
+    assert isinstance(model, Generator)
+    options = dict(generate.build(model)._bound_deployment.ray_actor_options or {})
+    options.pop("runtime_env")
+    return options
+
+
+def test_generate_reserves_the_gpus_of_all_its_workers_for_the_replica() -> None:
+    placed = generator(
+        engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+        placement={"num_cpus": 3, "num_gpus": 1, "accelerator_type": "H100"},
+    )
+    assert placed == {"num_cpus": 3, "num_gpus": 4, "accelerator_type": "H100"}
+
+
+def test_generate_takes_a_share_of_a_gpu_or_none() -> None:
+    assert generator(placement={"num_gpus": 0.5}) == {"num_cpus": 1, "num_gpus": 0.5}
+    assert generator() == {"num_cpus": 0.25, "num_gpus": 0}

@@ -1,44 +1,61 @@
-"""A stalled engine: found by the health check, told to its callers, replaced, and nothing of it left.
+"""What fails comes back, and its neighbours go on: an engine that stalls, any replica that dies.
 
-Takes the language model away for a minute or two, and waits until it is back.
+Takes the language model away for a minute or two, and waits until it is back. In the cluster's shape, where each of
+them is found by its name.
 """
 
+import contextlib
 import json
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import psutil
+import pytest
 from openai import OpenAI
 
 from tests.app.conftest import PROMPTS, Running, answer, eventually
 
+SHAPES = ["cluster"]
+
 LONG = {"model": "chat", "prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True}
 
 
-def _engines(server: Running) -> list[psutil.Process]:
-    return [process for process in server.processes() if process.cmdline()[:1] == ["VLLM::EngineCore"]]
+def _replica(server: Running, deployment: str) -> psutil.Process | None:
+    """The process of a deployment's only replica, which Ray names after it."""
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):
+            if re.fullmatch(rf"ray::ServeReplica:\w[^:]*:{deployment}(\.\w+)?", process.cmdline()[0]):
+                return process
+    return None
+
+
+def _engine(server: Running) -> psutil.Process | None:
+    replica = _replica(server, "LLM:chat@stable")
+    children = replica.children() if replica else []
+    return next((child for child in children if child.cmdline()[:1] == ["VLLM::EngineCore"]), None)
 
 
 def _status(server: Running, path: str) -> int:
-    return httpx.get(server.url + path, trust_env=False, timeout=30).status_code
+    return server.http.get(path).status_code
 
 
 def _stream(server: Running) -> list[str]:
     """The events of a long answer."""
-    with httpx.stream(
-        "POST", f"{server.url}/v1/completions", json={**LONG, "stream": True}, trust_env=False, timeout=300
-    ) as streamed:
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
         return [line.removeprefix("data: ") for line in streamed.iter_lines() if line]
 
 
 def _whole(server: Running) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=LONG, trust_env=False, timeout=300)
+    return server.http.post("/v1/completions", json=LONG)
 
 
 def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answers: list[str | None]) -> None:
-    (engine,) = _engines(server)
+    engine = _engine(server)
+    assert engine
     family = [engine, *engine.children(recursive=True)]
     before = answer(client, PROMPTS[0])
     with ThreadPoolExecutor(2) as pool:
@@ -63,7 +80,36 @@ def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answ
     assert _status(server, "/ready") == 200
     assert answer(client, PROMPTS[0]) == before == vllm_answers[0]
     assert not [process for process in family if process.is_running()]
-    assert [process.pid for process in _engines(server)] != [engine.pid]
+    assert _engine(server) != engine
+
+
+@pytest.mark.parametrize(
+    ("deployment", "path", "body"),
+    [
+        ("Gateway", "/v1/embeddings", {"input": "hi"}),
+        ("Embeddings:embed", "/v1/embeddings", {"input": "hi"}),
+        ("Classifier:sentiment", "/v1/classify", {"input": "hi", "model": "sentiment"}),
+        ("Rerank:rerank", "/v1/rerank", {"query": "hi", "documents": ["hi"]}),
+        ("Preprocess", "/analyze", {"text": "hi"}),
+        ("Summary", "/analyze", {"text": "The harbour was quiet this morning. " * 10}),
+        ("Analyze", "/analyze", {"text": "hi"}),
+    ],
+)
+def test_a_replica_that_dies_comes_back(server: Running, deployment: str, path: str, body: dict[str, Any]) -> None:
+    replica, others = _replica(server, deployment), {name: _replica(server, name) for name in ("Gateway", "Generate")}
+    assert replica
+    replica.kill()
+
+    def whole() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answered = server.http.post(path, json=body)
+            return answered.status_code == 200 and not answered.json().get("errors")
+        return False
+
+    eventually("the route answers", lambda: whole() and _replica(server, deployment) not in (None, replica), 180)
+    for name, before in others.items():
+        assert name == deployment or _replica(server, name) == before
+    eventually("all is ready", lambda: _status(server, "/ready") == 200, 60)
 
 
 def _gauge(metrics: dict) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.builtin import MANIFEST, ensure
+from app.builtin import MANIFEST, WEIGHTS, ensure
 from scripts import serve
 from scripts.console import Problem
 from tests.app.conftest import BINARIES, ROOT
@@ -74,7 +74,7 @@ def test_why_a_server_ended(tmp_path: Path) -> None:
     assert serve.reason(log) == "  one\n  two"
 
 
-def test_the_conversion_makes_the_same_model_every_time(tmp_path: Path) -> None:
+def test_the_built_in_models_are_the_same_every_time_they_are_made(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "app.builtin"],
         cwd=ROOT,
@@ -84,7 +84,7 @@ def test_the_conversion_makes_the_same_model_every_time(tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    made = Path(done.stdout.strip())
-    assert made.is_relative_to(tmp_path)
-    again = ensure("smollm2-135m-instruct")
-    assert json.loads((made / MANIFEST).read_text()) == json.loads((again / MANIFEST).read_text())
+    for name, line in zip(WEIGHTS, done.stdout.splitlines(), strict=True):
+        made = Path(line)
+        assert made.parent == tmp_path / "models"
+        assert json.loads((made / MANIFEST).read_text()) == json.loads((ensure(name) / MANIFEST).read_text())

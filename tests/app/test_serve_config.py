@@ -1,68 +1,108 @@
 """What a RayService is given, against the schema of the Ray that reads it."""
 
-from typing import Any
-
 import pytest
 from ray._common.utils import import_attr
-from ray.serve._private.build_app import build_app
+from ray.serve._private.build_app import BuiltApplication, build_app
 from ray.serve._private.config import DeploymentConfig
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from app.main import graph
+from app import main
+from app.options import Autoscaling, GpuPlacement, Scaling
 from app.settings import (
-    APPLICATION,
-    Autoscaling,
+    Classifier,
     EmbeddingModel,
-    GpuPlacement,
+    Guard,
     Model,
-    Scaling,
+    Reranker,
     Settings,
     Variant,
     parse,
+    remotes,
     serve_config,
 )
 
+SAFETY = Classifier(name="safety", source="builtin:profanity", unsafe=["offensive"])
 SETTINGS = Settings(
-    models=[Model(variants=[Variant(), Variant(name="canary")]), Model(name="org/second")],
+    models=[
+        Model(
+            variants=[Variant(), Variant(name="canary", weight=0, shadow=0.5)], pins={"anna": "canary"}, guard=Guard()
+        ),
+        Model(name="org/second"),
+    ],
     embeddings=[EmbeddingModel(), EmbeddingModel(name="org/e5", source="/models/e5")],
+    classifiers=[Classifier(name="sentiment", source="builtin:vader-sentiment"), SAFETY],
+    rerankers=[Reranker(), Reranker(name="org/bge", source="/models/bge")],
 )
+APPLICATIONS = {application["name"]: application for application in serve_config(SETTINGS)["applications"]}
 
 
-def _application() -> dict[str, Any]:
-    (application,) = serve_config(SETTINGS)["applications"]
-    return application
+def built(name: str) -> BuiltApplication:
+    """What Ray makes of an application's import path and args."""
+    application = APPLICATIONS[name]
+    return build_app(import_attr(application["import_path"])(application["args"]), name=name)
+
+
+def names(application: BuiltApplication) -> set[str]:
+    found = [deployment.name for deployment in application.deployments]
+    assert len(set(found)) == len(found)
+    return set(found)
 
 
 def test_ray_accepts_it() -> None:
-    (application,) = ServeDeploySchema.model_validate(serve_config(SETTINGS)).applications
-    assert application.name == APPLICATION
-    assert application.route_prefix == "/"
-    assert [model.name for model in parse(application.args).models] == ["chat", "org/second"]
-    assert [deployment.user_config for deployment in application.deployments] == [
-        embedding.batching.model_dump() for embedding in SETTINGS.embeddings
+    applications = ServeDeploySchema.model_validate(serve_config(SETTINGS)).applications
+    assert [application.name for application in applications] == [
+        *("chat@stable", "chat@canary", "org--second@stable", "generate", "nlp", "gateway")
     ]
+    assert [application.route_prefix for application in applications] == [None, None, None, None, None, "/"]
+    for application in applications:
+        assert application.args == APPLICATIONS[application.name]["args"]
+        assert parse(application.args)
+        given = [(deployment.name, deployment.user_config) for deployment in application.deployments]
+        assert given == [(one["name"], one["user_config"]) for one in APPLICATIONS[application.name]["deployments"]]
 
 
 def test_ray_knows_every_key() -> None:
     """Ray's schema drops what it does not know, so that a typo would pass the test above."""
     assert serve_config(SETTINGS).keys() <= ServeDeploySchema.model_fields.keys()
-    application = _application()
-    assert application.keys() <= ServeApplicationSchema.model_fields.keys()
-    for deployment in application["deployments"]:
-        assert deployment.keys() <= DeploymentSchema.model_fields.keys()
+    for application in APPLICATIONS.values():
+        assert application.keys() <= ServeApplicationSchema.model_fields.keys()
+        for deployment in application["deployments"]:
+            assert deployment.keys() <= DeploymentSchema.model_fields.keys()
 
 
-def test_its_deployments_are_there_by_these_names() -> None:
-    """Ray refuses the whole application for a name that it does not find."""
-    built = build_app(graph(SETTINGS.model_copy(update={"models": []})), name=APPLICATION)
-    named = {deployment["name"] for deployment in _application()["deployments"]}
-    assert named == {"Embeddings:embed", "Embeddings:org--e5"}
-    assert named <= {deployment.name for deployment in built.deployments}
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_its_import_path_is_a_builder_of_the_application(name: str) -> None:
+    builder = import_attr(APPLICATIONS[name]["import_path"])
+    assert builder in (main.variant, main.generate, main.nlp, main.gateway)
+    application = built(name)
+    found = names(application)
+    # Ray refuses the whole application for a name in `deployments` that it does not find.
+    assert {deployment["name"] for deployment in APPLICATIONS[name]["deployments"]} <= found
+    # Where the other applications look for them.
+    wanted = {remote.deployment for remote in remotes(SETTINGS).values() if remote.application == name}
+    assert wanted <= found
+    assert wanted or found == {"Gateway"}
 
 
-def test_its_import_path_is_a_builder() -> None:
-    assert callable(import_attr(_application()["import_path"]))
+def test_the_nlp_application_has_each_of_its_models_once() -> None:
+    stages = {"Analyze", "Preprocess", "Summary"}
+    models = {model.deployment for model in (*SETTINGS.embeddings, *SETTINGS.classifiers, *SETTINGS.rerankers)}
+    assert names(built("nlp")) == {"Nlp"} | stages | models
+
+
+def test_all_of_it_is_one_application_here() -> None:
+    here = build_app(main.app(SETTINGS.model_dump(mode="json")), name="default")
+    assert here.ingress_deployment_name == "Gateway"
+    everything = set[str]().union(*(names(built(name)) for name in APPLICATIONS))
+    assert names(here) == everything - {"Nlp"}
+
+
+def test_what_the_gateway_is_told_is_what_it_starts_with() -> None:
+    (told,) = APPLICATIONS["gateway"]["deployments"]
+    here = build_app(main.app(SETTINGS.model_dump(mode="json")), name="default")
+    (gateway,) = (deployment for deployment in here.deployments if deployment.name == "Gateway")
+    assert gateway._deployment_config.user_config == told["user_config"]
 
 
 FIXED = Scaling(num_replicas=3, max_ongoing_requests=48, max_queued_requests=96, retry_after_s=9)

@@ -4,18 +4,73 @@ Each directory is a scenario, and any can be run alone: `pytest tests/e2e/gpus`.
 """
 
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import yaml
 
-from infra.config import ROOT, from_file
+from infra.config import LOCAL_KEY, PROJECT, ROOT, StackConfig, from_file
+from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose
 from scripts.kubectl import Kubectl, connect
 from tests.ports import free_port
 
 SCENARIOS = Path(__file__).parent
+ORDER = ["engine", "up", "operate", "interrupted", "changes", "broken", "operator", "autoscaler", "gpus", "down"]
+"""Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""
+NAME = "e2e"
+"""Of the stack: a copy of `local`, which the scenarios change."""
+FILE = ROOT / f"Pulumi.{NAME}.yaml"
 reported: list[BaseException | None] = []
+
+
+def chat(weights: tuple[float, ...] = (1, 0), canary: Mapping[str, Any] | None = None, **model: Any) -> dict[str, Any]:
+    """A chat model with as many variants as weights, of which two cores hold two."""
+    small = {"placement": {"num_cpus": 0.5}}
+    stable = {"name": "stable", "weight": weights[0], **small}
+    others = [{"name": "canary", "weight": weight, **small, **(canary or {})} for weight in weights[1:]]
+    return {"name": "chat", "variants": [stable, *others], **model}
+
+
+def little(**serving: Any) -> dict[str, Any]:
+    """`serving` with chat and embeddings, and what else it is told."""
+    return {
+        "models": [chat(weights=(1,))],
+        **{"classifiers": [], "rerankers": []},
+        **{"generate": None, "moderation": None, "pipeline": None},
+        **serving,
+    }
+
+
+EMBED = {
+    "name": "embed",
+    # Two replicas do not fit beside a chat model into one pod of two cores.
+    "placement": {"num_cpus": 0.9},
+    # Requests that wait are load without work.
+    "batching": {"batch_wait_timeout_s": 0.5},
+    "scaling": {
+        "autoscaling_config": {
+            **{"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 3.0},
+            **{"upscale_delay_s": 2.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0, "look_back_period_s": 2.0},
+        }
+    },
+}
+
+
+def growing(**serving: Any) -> dict[str, Any]:
+    """Keys of a stack whose second worker comes when `embed` is busy.
+
+    The scenarios after changes/ begin and end with it: one of another size would be another Ray cluster, for minutes.
+    """
+    return {
+        "serving": little(embeddings=[EMBED], **serving),
+        "head": {"memory_gib": 4},
+        "workers": [{"name": "cpu", "min_replicas": 1, "max_replicas": 2}],
+        "idle_timeout_seconds": 20,
+    }
 
 
 class Stack:
@@ -23,12 +78,33 @@ class Stack:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+        self._is_up: dict[str, Any] | None = None
+
+    def up(self, **config: Any) -> subprocess.CompletedProcess[str]:
+        """`make up` with these keys in the stack file, beside those of the local stack's."""
+        self._is_up = None
+        self.configure(**config)
+        done = self.make("up")
+        if done.returncode == 0:
+            self._is_up = config
+        return done
+
+    def require(self, **config: Any) -> None:
+        """`make up` with these keys, unless the last one had them: where a scenario begins, which may run alone."""
+        if self._is_up != config:
+            assert self.up(**config).returncode == 0
+
+    def configure(self, **config: Any) -> None:
+        content = yaml.safe_load((ROOT / "Pulumi.local.yaml").read_text())
+        content["config"] |= {f"{PROJECT}:{key}": value for key, value in config.items()}
+        FILE.write_text(yaml.safe_dump(content))
 
     def make(self, *arguments: str, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
         """Run make; what it prints is shown as it comes, and returned."""
         lines: list[str] = []
+        command = ["make", "--no-print-directory", f"STACK={NAME}", *arguments]
         with subprocess.Popen(
-            ["make", *arguments],
+            command,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,13 +115,12 @@ class Stack:
                 print(line, end="", flush=True)
                 lines.append(line)
             code = process.wait(timeout)
-        return subprocess.CompletedProcess(["make", *arguments], code, "".join(lines), "")
+        return subprocess.CompletedProcess(command, code, "".join(lines), "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """up/ comes first, since some of it needs a machine where nothing runs yet, and down/ last."""
-    first, last = SCENARIOS / "up", SCENARIOS / "down"
-    items.sort(key=lambda item: (last in item.path.parents) - (first in item.path.parents))
+    scenarios = {SCENARIOS / name: place for place, name in enumerate(ORDER)}
+    items.sort(key=lambda item: scenarios.get(item.path.parent, -1))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +135,7 @@ def pytest_runtest_makereport(
         reported.append(error)
         config = from_file("local")
         namespace = getattr(getattr(item, "module", None), "NAMESPACE", config.namespace)
-        print(diagnose.report(connect(config.cluster), namespace))
+        print(diagnose.explain(connect(config.cluster), namespace)[1])
     return report
 
 
@@ -72,14 +147,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         # For the code under test that is called from here as well as for the commands.
         environment.setenv("BLUEPRINT_STATE", str(stack.state))
         environment.setenv("BLUEPRINT_API_PORT", str(free_port()))
-        yield stack
-        stack.make("down")
+        stack.configure()
+        try:
+            yield stack
+            stack.make("down")
+        finally:
+            FILE.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
 def deployed(stack: Stack) -> subprocess.CompletedProcess[str]:
     """What the one `make up` of this run said."""
-    done = stack.make("up")
+    done = stack.up()
     assert done.returncode == 0
     return done
 
@@ -87,3 +166,10 @@ def deployed(stack: Stack) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def kubernetes(deployed: subprocess.CompletedProcess[str]) -> Kubectl:
     return connect(from_file("local").cluster)
+
+
+@pytest.fixture(scope="module")
+def client(kubernetes: Kubectl) -> Iterator[httpx.Client]:
+    """Of the application, by way of its Kubernetes Service."""
+    with kubernetes.service(StackConfig().namespace, "llm-serve-svc", SERVE_PORT, LOCAL_KEY) as client:
+        yield client

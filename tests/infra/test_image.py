@@ -1,5 +1,6 @@
 """The image's tag: another one whenever what is inside may behave differently, and never otherwise."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -34,10 +35,20 @@ def test_other_content_has_another_tag(checkout: Path, path: str) -> None:
     assert image.reference(Image(), checkout) != before
 
 
+def test_another_base_has_another_tag() -> None:
+    pinned = Image(base=f"registry.example.com/debian@sha256:{'0' * 64}")
+    assert image.reference(pinned) != image.reference(Image())
+
+
 def test_a_new_module_has_another_tag(checkout: Path) -> None:
     before = image.reference(Image(), checkout)
     (checkout / "app" / "new.py").touch()
     assert image.reference(Image(), checkout) != before
+
+
+def test_without_a_base_the_dockerfile_takes_the_configurations() -> None:
+    (default,) = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert default == Image().base
 
 
 def test_what_runs_in_the_image_is_hashed() -> None:

@@ -2,14 +2,20 @@
 
 import json
 import runpy
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pulumi
 import pytest
 import yaml
-from pulumi.runtime import mocks
+from pulumi.runtime import mocks, rpc
 
+from app.keys import digest
+from infra import versions
+from infra.aws.config import EksCluster
 from infra.config import ROOT, from_file, native_kubeconfig
+from infra.platform.kubeconfig import sign
+from tests.infra.aws_outputs import outputs
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
@@ -19,17 +25,19 @@ class Recorder(mocks.Mocks):
 
     def __init__(self) -> None:
         self.resources: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.outputs: dict[str, Any] = {}
+        self.transforms: list[Any] = []
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         self.resources[f"{args.typ}::{args.name}"] = (args.typ, args.inputs)
-        return f"{args.name}-id", args.inputs
+        return f"{args.name}-id", outputs(args.typ, args.name, args.inputs)
 
     def call(self, args: mocks.MockCallArgs) -> NoReturn:
         raise AssertionError(f"the program calls nothing on a provider, but it did: {args.token}")
 
 
-def run(stack: str, values: dict[str, Any] | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Run the program with the stack file's values, or with others, and return what it registered."""
+def record(stack: str, values: dict[str, Any] | None = None) -> Recorder:
+    """Run the program with the stack file's values, or with others."""
     recorder = Recorder()
     pulumi.runtime.set_mocks(recorder, project="blueprint", stack=stack, preview=False)
     if values is None:
@@ -39,30 +47,205 @@ def run(stack: str, values: dict[str, Any] | None = None) -> dict[str, tuple[str
 
     @pulumi.runtime.test
     def program() -> None:
-        runpy.run_path(str(ROOT / "infra" / "__main__.py"))
+        with pytest.MonkeyPatch.context() as patch:
+            # The mocks have neither.
+            patch.setattr(pulumi, "export", recorder.outputs.__setitem__)
+            patch.setattr(pulumi.runtime, "register_resource_transform", recorder.transforms.append)
+            runpy.run_path(str(ROOT / "infra" / "__main__.py"))
 
     program()
-    return recorder.resources
+    return recorder
+
+
+def run(stack: str, values: dict[str, Any] | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What the program registers."""
+    return record(stack, values).resources
+
+
+@pytest.fixture(scope="module")
+def local() -> Recorder:
+    return record("local")
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_stack_registers_operator_and_rayservice(stack: str) -> None:
-    types = {kind for kind, _ in run(stack).values()}
+def test_every_stack_registers_operator_and_rayservice(stack: str, local: Recorder) -> None:
+    recorded = local if stack == "local" else record(stack)
+    types = {kind for kind, _ in recorded.resources.values()}
     assert "kubernetes:ray.io/v1:RayService" in types
+    cluster = from_file(stack).cluster
+    entry = isinstance(cluster, EksCluster) and cluster.entry is not None
+    assert ("kubernetes:elbv2.k8s.aws/v1beta1:TargetGroupBinding" in types) is entry
+    assert ({"curl", "load_balancer"} <= recorded.outputs.keys()) is entry
     assert "blueprint:platform:KubeRay" in types
     assert "pulumi:providers:kubernetes" in types
 
 
-def test_the_provider_gets_the_path_of_a_kubeconfig_and_no_credentials() -> None:
-    providers = [inputs for kind, inputs in run("local").values() if kind == "pulumi:providers:kubernetes"]
+def test_the_provider_gets_the_path_of_a_kubeconfig_and_no_credentials(local: Recorder) -> None:
+    providers = [inputs for kind, inputs in local.resources.values() if kind == "pulumi:providers:kubernetes"]
     assert [provider["kubeconfig"] for provider in providers] == [str(native_kubeconfig())]
 
 
-def test_both_namespaces_enforce_restricted_pods() -> None:
-    namespaces = [inputs for kind, inputs in run("local").values() if kind == "kubernetes:core/v1:Namespace"]
+def test_both_namespaces_enforce_restricted_pods(local: Recorder) -> None:
+    namespaces = [inputs for kind, inputs in local.resources.values() if kind == "kubernetes:core/v1:Namespace"]
     names = {item["metadata"]["name"]: item["metadata"]["labels"] for item in namespaces}
     assert set(names) == {"kuberay-system", from_file("local").namespace}
     assert all(labels["pod-security.kubernetes.io/enforce"] == "restricted" for labels in names.values())
+
+
+def test_the_keys_are_a_secret_in_the_services_namespace() -> None:
+    team = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses"), "concurrency": 4}
+    resources = run("local", {"blueprint:keys": [team]})
+    _, secret = resources["kubernetes:core/v1:Secret::llm-keys"]
+    assert secret["metadata"]["namespace"] == from_file("local").namespace
+    assert rpc.is_rpc_secret(secret["stringData"]), "it would be in the clear in Pulumi's state"
+    ((name, content),) = rpc.unwrap_rpc_secret(secret["stringData"]).items()
+    assert name == "keys.yaml"
+    assert yaml.safe_load(content) == {"keys": [team]}
+    (service,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:ray.io/v1:RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    volumes = [volume for group in groups for volume in group["template"]["spec"]["volumes"] if "secret" in volume]
+    assert [volume["secret"]["secretName"] for volume in volumes] == ["llm-keys"]
+
+
+def test_a_cluster_of_others_without_keys_stops_the_program() -> None:
+    with pytest.raises(pulumi.RunError, match=r"keys = \[\]: nobody could use the models"):
+        run("local", {"blueprint:cluster": {"kind": "existing", "contexts": ["prod"]}})
+
+
+def existing(kubeconfig: Path, *contexts: str) -> dict[str, Any]:
+    """Values of a stack for a cluster that somebody else runs."""
+    key = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses")}
+    cluster = {"kind": "existing", "contexts": contexts, "kubeconfig": str(kubeconfig), "models_path": "/m"}
+    return {"blueprint:cluster": cluster, "blueprint:keys": [key]}
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    path = tmp_path / "kubeconfig"
+    path.write_text("current-context: prod\ncontexts: [{name: prod}, {name: dev}]\n")
+    return path
+
+
+def test_a_context_that_the_stack_does_not_know_stops_the_program(kubeconfig: Path) -> None:
+    """In a plain `pulumi preview`, too."""
+    with pytest.raises(pulumi.RunError, match=r"cluster\.contexts = \['dev', 'test'\]: .*'prod'.*; fix: ") as raised:
+        run("dev", existing(kubeconfig, "dev", "test"))
+    assert str(kubeconfig) in str(raised.value)
+
+
+def test_a_kubeconfig_that_cannot_be_read_stops_the_program(tmp_path: Path) -> None:
+    with pytest.raises(pulumi.RunError, match="cannot read the kubeconfig"):
+        run("dev", existing(tmp_path / "none", "dev"))
+
+
+def test_the_provider_is_bound_to_a_context_of_the_stack(kubeconfig: Path) -> None:
+    resources = run("dev", existing(kubeconfig, "dev", "prod"))
+    (provider,) = (inputs for kind, inputs in resources.values() if kind == "pulumi:providers:kubernetes")
+    assert (provider["kubeconfig"], provider["context"]) == (str(kubeconfig), "prod")
+
+
+def test_the_outputs_say_how_to_reach_it(local: Recorder) -> None:
+    outputs = local.outputs
+    assert outputs["endpoint"] == "http://llm-serve-svc.serving.svc:8000/v1"
+    assert outputs["models"] == ["chat", "embed", "sentiment", "safety", "rerank"]
+    assert outputs["commands"] == [f"make {command} STACK=local" for command in ("forward", "status", "down")]
+
+
+def test_every_object_is_the_stacks_own(local: Recorder) -> None:
+    """By one name: another one for each attempt to create an object would be in the way of changes to it."""
+    groups = [inputs["objs"] for kind, inputs in local.resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
+    objects = [item for group in groups for item in group]
+    objects += [inputs for _, inputs in local.resources.values() if "metadata" in inputs]
+    assert len(objects) > 20
+    for item in objects:
+        assert item["metadata"]["annotations"]["pulumi.com/patchFieldManager"] == "blueprint-local"
+    assert local.transforms == []
+
+
+def test_a_charts_objects_are_the_stacks_own_too() -> None:
+    recorder = record("local", {"blueprint:operator": {"chart": next(iter(CHARTS))}})
+    assert recorder.transforms == [sign]
+    props = {"metadata": {"name": "x", "annotations": {"a": "b"}}, "spec": {}}
+    result = sign(
+        pulumi.ResourceTransformArgs(True, "kubernetes:apps/v1:Deployment", "x", props, pulumi.ResourceOptions())
+    )
+    assert result
+    annotations = {"a": "b", "pulumi.com/patchFieldManager": "blueprint-local"}
+    assert result.props == {"metadata": {"name": "x", "annotations": annotations}, "spec": {}}
+    for kind in ("pulumi:providers:kubernetes", "kubernetes:yaml/v2:ConfigGroup"):
+        assert sign(pulumi.ResourceTransformArgs(True, kind, "x", {"objs": []}, pulumi.ResourceOptions())) is None
+
+
+CHARTS = {
+    "https://ray-project.github.io/kuberay-helm": {
+        "chart": "kuberay-operator",
+        "repositoryOpts": {"repo": "https://ray-project.github.io/kuberay-helm"},
+    },
+    "oci://mirror.example.com/charts/kuberay-operator": {"chart": "oci://mirror.example.com/charts/kuberay-operator"},
+}
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_the_operator_from_its_chart(chart: str) -> None:
+    operator = {"chart": chart, "image": "mirror.example.com:5000/kuberay/operator"}
+    resources = run("local", {"blueprint:operator": operator})
+    (inputs,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:helm.sh/v4:Chart")
+    assert CHARTS[chart].items() <= inputs.items()
+    assert (inputs["version"], inputs["namespace"], inputs["skipCrds"]) == (versions.KUBERAY, "kuberay-system", True)
+    image = {"repository": "mirror.example.com:5000/kuberay/operator", "tag": f"v{versions.KUBERAY}"}
+    assert inputs["values"]["image"] == image
+    groups = [inputs for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
+    assert [{item["kind"] for item in group["objs"]} for group in groups] == [{"CustomResourceDefinition"}]
+
+
+def test_the_operators_image_may_come_from_a_mirror() -> None:
+    mirror = "mirror.example.com/kuberay/operator"
+    resources = run("local", {"blueprint:operator": {"image": mirror}})
+    groups = [inputs["objs"] for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
+    (deployment,) = (item for group in groups for item in group if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"{mirror}:v{versions.KUBERAY}"
+    assert container["resources"]["limits"]["cpu"] == "1"
+
+
+INCREMENTAL = {
+    "blueprint:upgrade": {
+        "kind": "NewClusterWithIncrementalUpgrade",
+        "gateway_class_name": "envoy",
+        "step_size_percent": 10,
+        "interval_seconds": 30,
+    },
+    "blueprint:workers": [{"max_replicas": 2}],
+}
+
+
+def operator(resources: dict[str, tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The operator's container, and its cluster role."""
+    groups = [inputs["objs"] for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
+    items = {item["kind"]: item for group in groups for item in group}
+    (container,) = items["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return container, items["ClusterRole"]
+
+
+def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path, local: Recorder) -> None:
+    container, _ = operator(local.resources)
+    assert container["args"] == ["--feature-gates=RayClusterStatusConditions=true"]
+    container, role = operator(run("dev", existing(kubeconfig, "dev") | INCREMENTAL))
+    assert container["args"] == ["--feature-gates=RayClusterStatusConditions=true,RayServiceIncrementalUpgrade=true"]
+    (rule,) = (rule for rule in role["rules"] if rule["apiGroups"] == ["gateway.networking.k8s.io"])
+    assert {"gateways", "httproutes"} == set(rule["resources"])
+    assert {"create", "get", "list", "update", "watch"} <= set(rule["verbs"])
+
+
+def test_and_that_of_the_charts_operator(kubeconfig: Path) -> None:
+    (url,) = (url for url in CHARTS if url.startswith("https"))
+    values = existing(kubeconfig, "dev") | {"blueprint:operator": {"chart": url}}
+    gates = []
+    for more in ({}, INCREMENTAL):
+        resources = run("dev", values | more)
+        (inputs,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:helm.sh/v4:Chart")
+        gates.append(inputs["values"].get("featureGates"))
+    assert gates == [None, [{"name": "RayServiceIncrementalUpgrade", "enabled": True}]]
 
 
 def test_a_typo_stops_the_program_before_it_registers_anything() -> None:

@@ -1,4 +1,4 @@
-"""The built-in model is whole or absent, whatever happens while it is made.
+"""A built-in model is whole or absent, whatever happens while it is made.
 
 A tiny stand-in replaces the conversion here; tests/app converts the real model.
 """
@@ -18,19 +18,21 @@ from app import builtin
 from app.builtin import BuiltinModelError, Package, cache_dir, ensure, intact
 
 MODEL = "tiny"
-FILES = {"config.json": b"{}", "model.safetensors": bytes(1000)}
+FILES = {"config.json": b"{}", "model.safetensors": bytes(1000), "1_Pooling/config.json": b"{}"}
+REAL_CONVERT = builtin.convert
 fork = multiprocessing.get_context("fork")  # children inherit the stand-in
 
 
 def _convert(_: str, directory: Path) -> None:
     for name, content in FILES.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
 
 
 @pytest.fixture(autouse=True)
 def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLUEPRINT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("pytest", "language")})  # any installed package
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("pytest", "pytest", "language", "1.0")})
     monkeypatch.setattr(builtin, "convert", _convert)
 
 
@@ -50,10 +52,17 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_makes_the_model_for_every_user() -> None:
-    path = ensure(MODEL)
-    assert {file.name for file in path.iterdir()} == {*FILES, builtin.MANIFEST}
-    assert all(file.stat().st_mode & 0o044 == 0o044 for file in path.iterdir())
-    assert path.stat().st_mode & 0o055 == 0o055
+    """Pods read it as a user of their own, and see its directory only from models/ on."""
+    before = os.umask(0o077)
+    try:
+        path = ensure(MODEL)
+    finally:
+        os.umask(before)
+    assert path == cache_dir() / "models" / "tiny-1.0"
+    found = [path.parent, path, *path.rglob("*")]
+    assert {str(file.relative_to(path)) for file in found[2:] if file.is_file()} == {*FILES, builtin.MANIFEST}
+    assert [oct(file.stat().st_mode & 0o777) for file in found if file.is_dir()] == ["0o755"] * 3
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in found if file.is_file())
 
 
 class State(NamedTuple):
@@ -72,6 +81,10 @@ def test_a_complete_model_is_only_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "convert", None)
     assert ensure(MODEL) == path
     assert _state(cache_dir()) == before
+
+
+def _flip_a_byte_below(path: Path) -> None:
+    (path / "1_Pooling" / "config.json").write_bytes(b"[]")
 
 
 def _flip_a_byte(path: Path) -> None:
@@ -95,7 +108,10 @@ def _spoil_the_manifest(path: Path) -> None:
     (path / builtin.MANIFEST).write_text("{")
 
 
-@pytest.mark.parametrize("damage", [_flip_a_byte, _lose_a_file, _add_a_file, _lose_the_manifest, _spoil_the_manifest])
+@pytest.mark.parametrize(
+    "damage",
+    [_flip_a_byte, _flip_a_byte_below, _lose_a_file, _add_a_file, _lose_the_manifest, _spoil_the_manifest],
+)
 def test_a_damaged_model_is_made_again(damage: Callable[[Path], None]) -> None:
     path = ensure(MODEL)
     damage(path)
@@ -178,22 +194,46 @@ def test_a_place_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("no-such-package", "language")})
-    with pytest.raises(BuiltinModelError, match="needs the Python package no-such-package; fix: "):
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("no-such-package", "no_such_package", "classification")})
+    with pytest.raises(BuiltinModelError, match=r"^the Python package no-such-package, which brings it, .*; fix: "):
         ensure(MODEL)
 
 
-def test_a_model_in_its_packages_own_files_is_used_where_it_lies(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = tmp_path / "site" / "tiny_weights" / "model"
+def test_weights_need_no_package_once_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pod: the package is not installed, and nothing may be written."""
+    absent = {MODEL: Package("no-such-package", "no_such_package", "language", "1.0")}
+    with monkeypatch.context() as patched:
+        patched.setattr(builtin, "PACKAGES", absent)
+        with pytest.raises(BuiltinModelError, match=f"{MODEL} is not in {cache_dir()}/models, and .*on the nodes"):
+            ensure(MODEL)
+    assert not cache_dir().exists()
+    path = ensure(MODEL)
+    monkeypatch.setattr(builtin, "PACKAGES", absent)
+    assert ensure(MODEL) == path
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, site: Path) -> Path:
+    """A package tiny_weights, importable, with a model inside."""
+    model = site / "tiny_weights" / "model"
     model.mkdir(parents=True)
     (model.parent / "__init__.py").touch()
-    metadata = tmp_path / "site" / "tiny_weights-1.0.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "embedding", "model")})
+    (model / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(site)
+    return model
+
+
+def test_weights_in_the_right_format_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = installed(monkeypatch, tmp_path / "site")
+    monkeypatch.setattr(builtin, "convert", REAL_CONVERT)
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "tiny_weights", "embedding", "2.0")})
+    made = ensure(MODEL)
+    assert (made / "config.json").read_text() == (model / "config.json").read_text()
+    assert intact(made)
+
+
+def test_a_model_that_is_code_is_used_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = installed(monkeypatch, tmp_path / "site")
+    monkeypatch.setattr(builtin, "PACKAGES", {MODEL: Package("tiny-weights", "tiny_weights", "classification")})
     before = _state(tmp_path)
-    assert ensure(MODEL) == model
+    assert ensure(MODEL) == model.parent
     assert _state(tmp_path) == before

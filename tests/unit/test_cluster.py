@@ -1,6 +1,7 @@
 """The native cluster's pure parts: certificates, configuration, who runs it, and what it says when it cannot start."""
 
 import base64
+import json
 import os
 import socket
 import ssl
@@ -9,6 +10,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -219,7 +221,84 @@ def test_relative_directories_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         preflight.directories()
 
 
-def test_leftovers_name_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "_foreign_lines", lambda *_: [])
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the machine's own tools say, made up: the first word of a command → its output."""
+    says: dict[str, str] = {}
+    monkeypatch.setattr(traces, "_output", lambda *command: says.get(command[0], ""))
+    return says
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_clean_machine_has_no_leftovers() -> None:
+    assert traces.leftovers() == []
+
+
+@pytest.mark.usefixtures("machine")
+def test_leftovers_name_what_they_found() -> None:
     layout.home().mkdir(parents=True)
     assert f"directory {layout.home()}" in traces.leftovers()
+
+
+def test_what_the_network_left_is_found_but_for_what_was_there_before(machine: dict[str, str]) -> None:
+    links = [{}, {"ifname": "veth1f"}, {"ifname": "veth-docker", "master": "docker0"}]
+    machine["ip"] = json.dumps(links)
+    machine["iptables-save"] = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:DOCKER - [0:0]\n"
+    layout.home().mkdir(parents=True)
+    traces.remember_network()
+    machine["ip6tables-save"] = ":CNI-HOSTPORT-DNAT - [0:0]\n"
+    assert traces.network() == {
+        "network interface veth1f",
+        "iptables chain KUBE-SERVICES",
+        "iptables chain CNI-HOSTPORT-DNAT",
+    }
+    found = traces.leftovers(traces.remembered_network())
+    assert [line for line in found if not line.startswith("directory")] == ["iptables chain CNI-HOSTPORT-DNAT"]
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    "left", ["io.containerd.grpc.v1.cri/sandboxes/1b63", "io.containerd.runtime.v2.task/k8s.io/71d4"]
+)
+def test_a_container_in_our_store_is_found(left: str) -> None:
+    (layout.image_store() / left).mkdir(parents=True)
+    assert traces.leftovers() == [f"container {layout.image_store() / left}"]
+
+
+def test_another_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "wait_for_end", lambda _: False)
+    monkeypatch.setattr(traces, "processes", lambda: {4711: "kubelet (/other/state)"})
+    with pytest.raises(Problem, match=r"process 4711, kubelet \(/other/state\)") as raised:
+        preflight.alone()
+    assert "make down" in raised.value.fix
+
+
+def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "Path", lambda *_: SimpleNamespace(read_text=lambda: "MemAvailable: 2097152 kB"))
+    with pytest.raises(Problem, match=r"2\.0 GiB of memory are available, .* needs 4"):
+        preflight.memory()
+
+
+def test_a_machine_that_forbids_namespaces_is_told_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.cache_dir().mkdir(parents=True)
+    refused = subprocess.CompletedProcess([], 1, stdout="", stderr="unshare: Operation not permitted\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    with pytest.raises(Problem, match="root cannot make namespaces here: unshare: Operation not permitted") as raised:
+        preflight.kernel()
+    assert raised.value.fix == preflight.ELSEWHERE
+
+
+def test_missing_cgroup_controllers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.cache_dir().mkdir(parents=True)
+    fine = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: fine)
+    monkeypatch.setattr(traces, "missing_controllers", lambda: ["memory", "pids"])
+    with pytest.raises(Problem, match="the cgroup controllers memory, pids are not available"):
+        preflight.kernel()
+
+
+def test_no_obstacle_leaves_anything_half_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Problem):
+        lifecycle.start(Path("/nowhere"))
+    assert list(tmp_path.iterdir()) == []

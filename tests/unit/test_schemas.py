@@ -49,6 +49,15 @@ def test_every_committed_file_tells_editors_its_schema(path: Path, schema: Path)
         (SETTINGS, {"models": [{"variants": [{"scaling": {"autoscaling_config": {"max_replica": 2}}}]}]}),
         (SETTINGS, {"models": [{"variants": [{"placement": {"num_gpus": 1.5}}]}]}),
         (SETTINGS, {"models": [{"variants": [{"adapters": [{"name": "legal"}]}]}]}),
+        (SETTINGS, {"models": [{"variants": [{"weight": -1}]}]}),
+        (SETTINGS, {"models": [{"variants": [{"shadow": 1.5}]}]}),
+        (SETTINGS, {"models": [{"pins": ["anna"]}]}),
+        (SETTINGS, {"models": [{"guard": {"on_failure": "fail"}}]}),
+        (SETTINGS, {"classifiers": [{"name": "mood"}]}),
+        (SETTINGS, {"moderation": {"threshold": 0}}),
+        (SETTINGS, {"pipeline": {"preprocess": None}}),
+        (SETTINGS, {"auth": {"redis_url": "http://host"}}),
+        (STACK, {"config": {"blueprint:keys": [{"name": "team", "sha256": "abc"}]}}),
         (STACK, {"config": {"blueprint:servng": {}}}),
         (STACK, {"config": {"blueprint:serving": {"model": []}}}),
         (STACK, {"config": {"blueprint:cluster": {"kind": "existing"}}}),
@@ -63,13 +72,15 @@ def test_other_programs_keys_are_left_alone() -> None:
     validator(STACK).validate({"config": {"aws:region": "eu-west-1"}, "encryptionsalt": "v1:x"})
 
 
-def properties(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def descriptions(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What an editor shows of each setting; pydantic leaves out what the setting's model says of itself."""
     for name, definition in {"Settings": schema, **schema["$defs"]}.items():
         for key, value in definition.get("properties", {}).items():
-            yield f"{name}.{key}", value
+            model = schema["$defs"].get(value.get("$ref", "").removeprefix("#/$defs/"), {})
+            yield f"{name}.{key}", value.get("description") or model.get("description", "")
 
 
 def test_editors_can_explain_every_setting() -> None:
-    found = dict(properties(json.loads(SETTINGS.read_text())))
+    found = dict(descriptions(json.loads(SETTINGS.read_text())))
     assert {"Settings.models", "Engine.extra", "Autoscaling.min_replicas"} <= found.keys()
-    assert [key for key, value in found.items() if not value.get("description", "").endswith(".")] == []
+    assert [key for key, text in found.items() if not text.endswith(".")] == []

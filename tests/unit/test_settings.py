@@ -1,6 +1,9 @@
 """The settings model: what it takes, how it says no, and what Ray gets of it. Needs pydantic and PyYAML only."""
 
+import copy
+import functools
 import itertools
+import operator
 import re
 import subprocess
 import sys
@@ -11,23 +14,27 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from app.options import Autoscaling, EnginePlacement, GpuPlacement, Placement, Scaling
 from app.settings import (
+    ANALYZE,
+    GENERATE,
     NAME,
     PART,
-    Autoscaling,
+    Classifier,
     Demand,
     EmbeddingModel,
-    EnginePlacement,
-    GpuPlacement,
+    Generator,
     Model,
-    Placement,
-    Scaling,
+    Remote,
+    Reranker,
     Settings,
     SettingsError,
     Variant,
     demands,
+    live,
     load,
     parse,
+    remotes,
     serve_config,
 )
 
@@ -41,6 +48,19 @@ def test_defaults_serve_the_builtin_models() -> None:
     assert not variant.from_hub
     assert not embedding.from_hub
     assert variant.engine.enforce_eager
+    assert settings.generate
+    assert settings.generate.builtin == variant.builtin
+    assert [(one.name, one.builtin) for one in settings.classifiers] == [
+        ("sentiment", "vader-sentiment"),
+        ("safety", "profanity"),
+    ]
+    assert [(one.name, one.embedding) for one in settings.rerankers] == [("rerank", "embed")]
+    assert not any(one.from_hub for one in (*settings.classifiers, *settings.rerankers))
+    assert settings.moderation
+    assert settings.moderation.classifier == "safety"
+    assert settings.pipeline
+    assert (settings.pipeline.sentiment, settings.first_model) == ("sentiment", "chat")
+    assert settings.auth.keys_file is None
 
 
 def test_defaults_fit_two_cores_without_a_gpu() -> None:
@@ -86,6 +106,44 @@ def adapter(name: str = "legal", source: str = "/adapters/legal", **keys: Any) -
 
 def embedding(**keys: Any) -> dict[str, Any]:
     return {"embeddings": [keys]}
+
+
+def guard(**keys: Any) -> dict[str, Any]:
+    return {"models": [{"guard": keys}]}
+
+
+def generate(**keys: Any) -> dict[str, Any]:
+    return {"generate": keys}
+
+
+def classifier(name: str = "mood", source: str = "builtin:vader-sentiment", **keys: Any) -> dict[str, Any]:
+    """A classifier beside the built-in ones."""
+    own = [{"name": "sentiment", "source": "builtin:vader-sentiment"}, SAFETY]
+    return {"classifiers": [*own, {"name": name, "source": source, **keys}]}
+
+
+def reranker(**keys: Any) -> dict[str, Any]:
+    return {"rerankers": [keys]}
+
+
+def pipeline(**keys: Any) -> dict[str, Any]:
+    return {"pipeline": keys}
+
+
+def summary(**keys: Any) -> dict[str, Any]:
+    return pipeline(summary=keys)
+
+
+def auth(**keys: Any) -> dict[str, Any]:
+    return {"auth": keys}
+
+
+SAFETY = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive"]}
+NOTHING: dict[str, Any] = {
+    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
+    **{kind: None for kind in ("generate", "moderation", "pipeline")},
+}
+"""Settings of nothing at all, to add to."""
 
 
 # Data, the start of the line about it, and what the fix must name.
@@ -153,8 +211,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"models": None}, "models = None: does not fit", "make it a valid list"),
     ({"models": ["chat"]}, "models.0 = 'chat': does not fit", "make it a mapping"),
     ({"models": [{"variants": []}]}, "models.0.variants = []: does not fit", "at least 1 item"),
-    (engine(kv_cache_gib=0.25), f"{ENGINE}.kv_cache_gib = 0.25: does not fit", "make it a valid integer"),
-    (engine(kv_cache_gib=0), f"{ENGINE}.kv_cache_gib = 0: does not fit", "greater than or equal to 1"),
+    (engine(kv_cache_gib="1"), f"{ENGINE}.kv_cache_gib = '1': does not fit", "make it a valid number"),
+    (engine(kv_cache_gib=0), f"{ENGINE}.kv_cache_gib = 0: does not fit", "greater than 0"),
     (engine(dtype="int4"), f"{ENGINE}.dtype = 'int4': does not fit", "'bfloat16', 'float16' or 'float32'"),
     (engine(enforce_eager="no"), f"{ENGINE}.enforce_eager = 'no': does not fit", "make it a valid boolean"),
     (engine(max_num_seqs=1), f"{ENGINE}.max_num_seqs = 1: does not fit", "greater than or equal to 2"),
@@ -396,8 +454,159 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "give each its own",
     ),
     ({"embeddings": [{}, {}]}, "embeddings.1.name = 'embed': embeddings.0 has this name", "give each its own"),
-    (embedding(name="chat"), "embeddings.0.name = 'chat': a language model has this name", "give each model its own"),
-    ({"models": [], "embeddings": []}, "models = []: nothing is served", "add a model"),
+    (embedding(name="chat"), "embeddings.0.name = 'chat': models.0 has this name", "give each its own"),
+    (classifier("chat"), "classifiers.2.name = 'chat': models.0 has this name", "give each its own"),
+    (classifier("safety"), "classifiers.2.name = 'safety': classifiers.1 has this name", "give each its own"),
+    (reranker(name="embed"), "rerankers.0.name = 'embed': embeddings.0 has this name", "give each its own"),
+    ({"models": [{"name": "rerank"}]}, "rerankers.0.name = 'rerank': models.0 has this name", "give each its own"),
+    (classifier("mood@v2"), "classifiers.2.name = 'mood@v2': does not fit", "pattern"),
+    (reranker(name="a:b"), "rerankers.0.name = 'a:b': does not fit", "pattern"),
+    (NOTHING, "models = []: nothing is served", "add a model"),
+    ({"models": [], "embeddings": [], **pipeline(summary=None)}, "rerankers.0.source = ", "set rerankers to []"),
+    # Experiments.
+    (
+        {"models": [{"variants": [{"weight": 0}, {"name": "canary", "weight": 0}]}]},
+        "models.0.variants.0.weight = 0: every weight is 0",
+        "give one variant a weight",
+    ),
+    (variant(weight=-1), f"{VARIANT}.weight = -1: does not fit", "greater than or equal to 0"),
+    (variant(weight="90%"), f"{VARIANT}.weight = '90%': does not fit", "make it a valid number"),
+    (variant(weight=float("inf")), f"{VARIANT}.weight = inf: does not fit", "make it a finite number"),
+    (variant(shadow=1.5), f"{VARIANT}.shadow = 1.5: does not fit", "less than or equal to 1"),
+    (variant(shadow=True), f"{VARIANT}.shadow = True: does not fit", "make it a valid number"),
+    (
+        {"models": [{"variants": [{}, {"name": "canary"}], "pins": {"anna": "canry"}}]},
+        "models.0.pins.anna = 'canry': there is no such variant",
+        "use canary",
+    ),
+    ({"models": [{"pins": {"anna": 2}}]}, "models.0.pins.anna = 2: does not fit", "make it a valid string"),
+    ({"models": [{"pins": ["anna"]}]}, "models.0.pins = ['anna']: does not fit", "make it a mapping"),
+    # Guard and moderation.
+    (
+        guard(classifier="safty"),
+        "models.0.guard.classifier = 'safty': there is no such thing in classifiers",
+        "use safety, or set models.0.guard to null",
+    ),
+    (
+        guard(classifier="sentiment"),
+        "models.0.guard.classifier = 'sentiment': that classifier has no unsafe labels",
+        "list them in its `unsafe`",
+    ),
+    (guard(threshold=0), "models.0.guard.threshold = 0: does not fit", "greater than 0"),
+    (guard(on_failure="fail"), "models.0.guard.on_failure = 'fail': does not fit", "'close' or 'open'"),
+    (guard(enable=False), "models.0.guard.enable = False: there is no such key", "did you mean enabled?"),
+    ({"models": [{"guard": "safety"}]}, "models.0.guard = 'safety': does not fit", "make it a mapping"),
+    (
+        {"moderation": {"classifier": "safe"}},
+        "moderation.classifier = 'safe': there is no such thing in classifiers",
+        "use safety, or set moderation to null",
+    ),
+    (
+        {"moderation": {"classifier": "sentiment"}},
+        "moderation.classifier = 'sentiment': that classifier has no unsafe labels",
+        "list them in its `unsafe`",
+    ),
+    ({"moderation": {"threshold": 1.1}}, "moderation.threshold = 1.1: does not fit", "less than or equal to 1"),
+    (
+        {"classifiers": []},
+        "moderation.classifier = 'safety': there is no such thing in classifiers",
+        "add one to classifiers, or set moderation to null",
+    ),
+    # Classifiers.
+    (
+        classifier(source="builtin:toxic"),
+        "classifiers.2.source = 'builtin:toxic': there is no such built-in classification model",
+        "use builtin:vader-sentiment or builtin:profanity",
+    ),
+    (
+        classifier(source="s3://bucket/toxic"),
+        "classifiers.2.source = 's3://bucket/toxic': transformers reads no weights from S3",
+        "an absolute path",
+    ),
+    (classifier(source="org/toxic"), "classifiers.2.revision: is missing", "add the commit"),
+    (classifier(unsafe="toxic"), "classifiers.2.unsafe = 'toxic': does not fit", "make it a valid list"),
+    (classifier(labels=[]), "classifiers.2.labels = []: there is no such key", "use one of "),
+    ({"classifiers": [{"name": "mood"}]}, "classifiers.0.source: is missing", "add it"),
+    # Rerankers.
+    (
+        reranker(source="embedding:embd"),
+        "rerankers.0.source = 'embd': there is no such thing in embeddings",
+        "use embed, or set rerankers to []",
+    ),
+    (
+        {"embeddings": []},
+        "rerankers.0.source = 'embed': there is no such thing in embeddings",
+        "add one to embeddings, or set rerankers to []",
+    ),
+    (
+        reranker(source="builtin:all-minilm-l6-v2"),
+        "rerankers.0.source = 'builtin:all-minilm-l6-v2': there is no such built-in reranking model",
+        "use other weights",
+    ),
+    (reranker(source="org/bge"), "rerankers.0.revision: is missing", "add the commit"),
+    (
+        reranker(source="embedding:embed", revision="main"),
+        "rerankers.0.revision = 'main': embedding:embed is not from a hub",
+        "leave it out",
+    ),
+    # /generate.
+    (
+        generate(source="s3://bucket/m"),
+        "generate.source = 's3://bucket/m': vLLM itself copies nothing from S3",
+        "set engine.load_format to runai_streamer",
+    ),
+    (generate(source="builtin:gpt-5"), "generate.source = 'builtin:gpt-5': there is no such built-in", "smollm2"),
+    (generate(source="org/m"), "generate.revision: is missing", "add the commit"),
+    (generate(name="x"), "generate.name = 'x': there is no such key", "use one of source, revision, engine"),
+    (
+        generate(engine={"tensor_parallel_size": 2}),
+        "generate.placement.num_gpus = 0: an engine split over 2 workers needs one whole GPU for each",
+        "set it to 1",
+    ),
+    (
+        generate(scaling={"max_ongoing_requests": 128}),
+        "generate.engine.max_num_seqs = 128: is not greater than scaling.max_ongoing_requests (128)",
+        "raise it",
+    ),
+    ({"generate": []}, "generate = []: does not fit", "make it a mapping"),
+    (
+        generate(engine={"tool_call_parser": "hermes"}),
+        "generate.engine.tool_call_parser = 'hermes': is for the OpenAI routes",
+        "serve the model in models",
+    ),
+    (
+        generate(placement={"strategy": "PACK"}),
+        "generate.placement.strategy = 'PACK': the workers of /generate's engine are processes of one node",
+        "leave it out",
+    ),
+    # /analyze.
+    (
+        pipeline(sentiment="sentimnt"),
+        "pipeline.sentiment = 'sentimnt': there is no such thing in classifiers",
+        "use sentiment",
+    ),
+    (
+        summary(model="big"),
+        "pipeline.summary.model = 'big': there is no such thing in models",
+        "use one of chat, or set pipeline.summary to null",
+    ),
+    (
+        {"models": []},
+        "pipeline.summary.model = '': there is no such thing in models",
+        "add one to models, or set pipeline.summary to null",
+    ),
+    (summary(min_words=0), "pipeline.summary.min_words = 0: does not fit", "greater than or equal to 1"),
+    (summary(placement={"num_gpus": 1}), "pipeline.summary.placement.num_gpus = 1: there is no such key", "num_cpus"),
+    (pipeline(max_characters="20k"), "pipeline.max_characters = '20k': does not fit", "make it a valid integer"),
+    (pipeline(preprocess=None), "pipeline.preprocess = None: does not fit", "make it a mapping"),
+    (pipeline(stages=[]), "pipeline.stages = []: there is no such key", "use one of "),
+    # Keys and quotas.
+    (auth(keys_file=["keys.yaml"]), "auth.keys_file = ['keys.yaml']: does not fit", "make it a valid string"),
+    (auth(keys_file=True), "auth.keys_file = True: does not fit", "make it a valid string"),
+    (auth(key_file="k"), "auth.key_file = 'k': there is no such key", "did you mean keys_file?"),
+    (auth(keys=[]), "auth.keys = []: there is no such key", "keys_file"),
+    (auth(redis_url="http://host"), "auth.redis_url = 'http://host': is no address of Redis", "redis://host:6379/0"),
+    (auth(redis_url="redis://me:secret@host"), "auth.redis_url: holds a password in the clear", "REDIS_PASSWORD"),
 ]
 
 
@@ -563,6 +772,8 @@ def test_deployments_are_named_after_models_and_variants() -> None:
     names = [model.deployment(variant) for variant in model.variants]
     assert names == ["LLM:org--big.model@stable", "LLM:org--big.model@canary-2"]
     assert EmbeddingModel(name="org/e5").deployment == "Embeddings:org--e5"
+    assert Classifier(name="org/toxic", source="/m").deployment == "Classifier:org--toxic"
+    assert Reranker(name="org/bge").deployment == "Rerank:org--bge"
 
 
 def test_no_two_variants_share_a_deployment() -> None:
@@ -572,6 +783,11 @@ def test_no_two_variants_share_a_deployment() -> None:
     names = [model.deployment(variant) for model in models for variant in variants]
     assert len(set(names)) == len(names) > 1000
     assert not any("/" in name for name in names)
+    found = remotes(Settings(models=[model.model_copy(update={"variants": variants}) for model in models[:50]]))
+    applications = [remote.application for name, remote in found.items() if name.startswith("LLM:")]
+    assert len(set(applications)) == len(applications) == 50 * len(variants)
+    assert not {"generate", "nlp", "gateway"} & set(applications)
+    assert not any("/" in application for application in applications)
 
 
 def test_demands_count_every_replica_and_every_worker() -> None:
@@ -592,16 +808,36 @@ def test_demands_count_every_replica_and_every_worker() -> None:
                 {"name": "small", "variants": [{"placement": {"num_gpus": 0.5}, "scaling": {"num_replicas": 2}}]},
             ],
             "embeddings": [{"placement": {"num_gpus": 0.25}, "scaling": {"num_replicas": 4}}],
-            "gateway": {"scaling": {"num_replicas": 2}},
+            "generate": {"engine": {"tensor_parallel_size": 2}, "placement": {"num_gpus": 1}},
+            "classifiers": [{**SAFETY, "scaling": {"num_replicas": 3}, "placement": {"num_gpus": 0.1, "num_cpus": 1}}],
+            "rerankers": [{}],
+            "pipeline": {
+                "sentiment": "safety",
+                "scaling": {"autoscaling_config": {"max_replicas": 5}},
+                "preprocess": {"placement": {"num_cpus": 2}},
+                "summary": {"scaling": {"num_replicas": 2}},
+            },
+            "gateway": {"scaling": {"num_replicas": 2}, "placement": {"num_cpus": 0.5}},
         }
     )
     assert list(demands(settings)) == [
         Demand("models.0.variants.0", replicas=3, cpus=8, gpus=8, one_node=False),
         Demand("models.0.variants.1", replicas=1, cpus=1, gpus=0, one_node=True),
         Demand("models.1.variants.0", replicas=2, cpus=1, gpus=0.5, one_node=True),
+        Demand("generate", replicas=1, cpus=1, gpus=2, one_node=True),
         Demand("embeddings.0", replicas=4, cpus=0.25, gpus=0.25, one_node=True),
-        Demand("gateway", replicas=2, cpus=0.01, gpus=0, one_node=True),
+        Demand("classifiers.0", replicas=3, cpus=1, gpus=0.1, one_node=True),
+        Demand("rerankers.0", replicas=1, cpus=0.05, gpus=0, one_node=True),
+        Demand("gateway", replicas=2, cpus=0.5, gpus=0, one_node=True),
+        Demand("pipeline", replicas=5, cpus=0.05, gpus=0, one_node=True),
+        Demand("pipeline.preprocess", replicas=1, cpus=2, gpus=0, one_node=True),
+        Demand("pipeline.summary", replicas=2, cpus=0.05, gpus=0, one_node=True),
     ]
+
+
+def test_nothing_is_reserved_for_what_is_left_out() -> None:
+    settings = parse({**NOTHING, "embeddings": [{}]})
+    assert [demand.key for demand in demands(settings)] == ["embeddings.0", "gateway"]
 
 
 MANY: dict[str, Any] = {
@@ -612,44 +848,249 @@ MANY: dict[str, Any] = {
                 {
                     "source": "org/big",
                     "revision": "0" * 40,
+                    "weight": 9,
                     "engine": {"tensor_parallel_size": 2, "extra": {"speculative_config": {"method": "ngram"}}},
                     "adapters": [{"name": "legal", "source": "/adapters/legal"}],
                     "placement": {"num_gpus": 1, "memory_gib": 16, "accelerator_type": "H100"},
                     "scaling": {"autoscaling_config": {"max_replicas": 4}},
                 },
-                {"name": "canary"},
+                {"name": "canary", "engine": {"kv_cache_gib": 0.25}},
+                {"name": "next", "weight": 0, "shadow": 0.5},
             ],
-        }
+            "pins": {"anna": "canary"},
+            "guard": {"threshold": 0.9},
+        },
+        {"name": "small"},
     ],
     "embeddings": [
         {"batching": {"max_batch_size": 8, "batch_wait_timeout_s": 0.25}},
         {"name": "second", "pooling": "cls"},
     ],
+    "generate": {"source": "s3://bucket/m", "engine": {"load_format": "runai_streamer"}},
+    "classifiers": [
+        {"name": "mood", "source": "org/mood", "revision": "1" * 40},
+        {**SAFETY, "batching": {"max_batch_size": 4}},
+    ],
+    "moderation": {"threshold": 0.25},
+    "rerankers": [
+        {"source": "embedding:second"},
+        {"name": "org/bge", "source": "/models/bge", "batching": {"max_batch_size": 2}},
+    ],
+    "pipeline": {"sentiment": "mood", "summary": {"model": "small", "max_tokens": 50}},
     "gateway": {"max_body_mib": 2},
+    "auth": {"keys_file": "/etc/keys.yaml", "redis_url": "rediss://redis:6379/0"},
+}
+LEAST: dict[str, dict[str, Any]] = {
+    "a language model": {"models": [{}]},
+    "embeddings": {"embeddings": [{}]},
+    "generate": {"generate": {}},
+    "a classifier": {"classifiers": [{"name": "mood", "source": "builtin:vader-sentiment"}]},
+    "moderation": {"classifiers": [SAFETY], "moderation": {}},
+    "a cross-encoder and a model": {"models": [{}], "rerankers": [{"source": "/models/bge"}]},
+    "a pipeline": {
+        "classifiers": [{"name": "sentiment", "source": "builtin:vader-sentiment"}],
+        "pipeline": {"summary": None},
+    },
 }
 
 
-def without_batching(data: dict[str, Any]) -> dict[str, Any]:
-    kept = [{key: value for key, value in model.items() if key != "batching"} for model in data["embeddings"]]
-    return {**data, "embeddings": kept}
+def applications(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a RayService is told, by the applications' names."""
+    return {application["name"]: application for application in serve_config(parse(data))["applications"]}
 
 
-def test_the_cluster_gets_the_same_settings() -> None:
-    rendered = yaml.safe_load(yaml.safe_dump(serve_config(parse(MANY))))
-    (application,) = rendered["applications"]
-    assert parse(application["args"]) == parse(without_batching(MANY))
+def test_it_is_plain_data() -> None:
+    rendered = serve_config(parse(MANY))
+    assert yaml.safe_load(yaml.safe_dump(rendered)) == rendered
 
 
-def test_batching_changes_live_since_it_is_not_in_the_args() -> None:
+def test_what_changes_alone_is_an_application_of_its_own() -> None:
+    found = applications(MANY)
+    assert {name: application["import_path"] for name, application in found.items()} == {
+        "org--big.model@stable": "app.main:variant",
+        "org--big.model@canary": "app.main:variant",
+        "org--big.model@next": "app.main:variant",
+        "small@stable": "app.main:variant",
+        "generate": "app.main:generate",
+        "nlp": "app.main:nlp",
+        "gateway": "app.main:gateway",
+    }
+    assert {
+        name: application["route_prefix"] for name, application in found.items() if application["route_prefix"]
+    } == {"gateway": "/"}
+
+
+def test_a_variants_application_gets_this_variant_and_not_its_part_in_the_experiment() -> None:
+    model, _ = parse(MANY).models
+    for variant in model.variants:
+        args = applications(MANY)[f"org--big.model@{variant.name}"]["args"]
+        assert {key for key, value in args.items() if value} == {"models"}
+        assert "weight" not in str(args)
+        assert "shadow" not in str(args)
+        (alone,) = parse(args).models
+        assert alone.name == model.name
+        assert alone.variants == [variant.model_copy(update={"weight": 1, "shadow": 0})]
+
+
+def test_generates_application_gets_its_engine_alone() -> None:
+    args = applications(MANY)["generate"]["args"]
+    assert {key for key, value in args.items() if value} == {"generate"}
+    assert parse(args).generate == parse(MANY).generate
+
+
+def test_the_nlp_application_gets_its_models_and_pipeline_and_no_other() -> None:
+    args = applications(MANY)["nlp"]["args"]
+    settings, given = parse(MANY), parse(args)
+    assert "engine" not in str(args)
+    assert given.pipeline == settings.pipeline
+    assert given.generate is None
+    # A change of another variant must not restart it.
+    assert [(model.name, [one.name for one in model.variants]) for model in given.models] == [("small", ["stable"])]
+    for kind in ("embeddings", "classifiers", "rerankers"):
+        for alone, model in zip(getattr(given, kind), getattr(settings, kind), strict=True):
+            assert alone.model_copy(update={"batching": model.batching}) == model
+
+
+def test_the_gateway_gets_every_name_and_no_engine() -> None:
+    args = applications(MANY)["gateway"]["args"]
+    settings, given = parse(MANY), parse(args)
+    assert "engine" not in str(args)
+    assert remotes(given) == remotes(settings)
+    for part in ("gateway", "moderation", "pipeline", "auth", "first_model"):
+        assert getattr(given, part) == getattr(settings, part)
+    assert [classifier.unsafe for classifier in given.classifiers] == [[], ["offensive"]]
+    assert [adapter.name for adapter in given.models[0].variants[0].adapters] == ["legal"]
+
+
+def test_the_gateway_is_told_of_the_experiment_while_it_runs() -> None:
+    (gateway,) = applications(MANY)["gateway"]["deployments"]
+    guard = {"classifier": "safety", "enabled": True, "threshold": 0.9, "on_failure": "close"}
+    assert gateway == {
+        "name": "Gateway",
+        "user_config": {
+            "models": {
+                "org/big.model": {
+                    "weights": {"stable": 9, "canary": 1, "next": 0},
+                    "shadow": {"next": 0.5},
+                    "pins": {"anna": "canary"},
+                    "guard": guard,
+                },
+                "small": {"weights": {"stable": 1}, "shadow": {}, "pins": {}, "guard": None},
+            }
+        },
+    }
+    assert gateway["user_config"] == live(parse(MANY)).model_dump()
+
+
+def test_every_deployment_is_where_its_callers_look_for_it() -> None:
+    found = remotes(parse(MANY))
+    assert {remote.application for remote in found.values()} == applications(MANY).keys() - {"gateway"}
+    assert all(remote.deployment == name for name, remote in found.items())
+    assert found["LLM:org--big.model@canary"] == Remote("org--big.model@canary", "LLM:org--big.model@canary")
+    assert found[GENERATE].application == "generate"
+    assert found[ANALYZE].application == "nlp"
+    batched = {deployment["name"] for deployment in applications(MANY)["nlp"]["deployments"]}
+    assert batched == {name for name, remote in found.items() if remote.application == "nlp"} - {ANALYZE}
+
+
+@pytest.mark.parametrize(
+    "data", [{}, MANY, *({**NOTHING, **least} for least in LEAST.values())], ids=["defaults", "many", *LEAST]
+)
+def test_each_applications_args_are_settings_by_themselves(data: dict[str, Any]) -> None:
+    found = serve_config(parse(data))["applications"]
+    assert len({application["name"] for application in found}) == len(found)
+    deployments = [deployment["name"] for application in found for deployment in application["deployments"]]
+    assert len(set(deployments)) == len(deployments)
+    for application in found:
+        assert parse(application["args"])
+    assert applications(data)["gateway"]["route_prefix"] == "/"
+    assert remotes(parse(applications(data)["gateway"]["args"])) == remotes(parse(data))
+
+
+@pytest.mark.parametrize("name", ["embed", "sentiment", "safety", "rerank"])
+def test_a_model_may_have_the_name_of_a_default_that_is_left_out(name: str) -> None:
+    for application in serve_config(parse({**NOTHING, "models": [{"name": name}]}))["applications"]:
+        assert parse(application["args"])
+
+
+def changed(path: str, value: Any) -> set[str]:
+    """What of the RayService is another one when the setting at `path` is: args, and deployments' user_config."""
+    other = copy.deepcopy(MANY)
+    keys: list[Any] = [int(key) if key.isdigit() else key for key in path.split(".")]
+    functools.reduce(operator.getitem, keys[:-1], other)[keys[-1]] = value
+    before, after = parts(MANY), parts(other)
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+def parts(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, application in applications(data).items():
+        found[f"{name} args"] = application["args"]
+        found |= {
+            f"{name} {deployment['name']}": deployment["user_config"] for deployment in application["deployments"]
+        }
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("models.0.variants.0.weight", 1),
+        ("models.0.variants.1.weight", 0),
+        ("models.0.variants.2.shadow", 1),
+        ("models.0.pins", {}),
+        ("models.0.pins.bert", "stable"),
+        ("models.0.guard.threshold", 0.5),
+        ("models.0.guard.enabled", False),
+        ("models.0.guard.on_failure", "open"),
+    ],
+)
+def test_an_experiment_changes_live(path: str, value: Any) -> None:
     """Other args mean other replicas; another user_config reaches those that run."""
-    (application,) = serve_config(parse(MANY))["applications"]
-    assert application["deployments"] == [
-        {"name": "Embeddings:embed", "user_config": {"max_batch_size": 8, "batch_wait_timeout_s": 0.25}},
-        {"name": "Embeddings:second", "user_config": {"max_batch_size": 32, "batch_wait_timeout_s": 0.005}},
-    ]
-    (other,) = serve_config(parse(without_batching(MANY)))["applications"]
-    assert other["args"] == application["args"]
-    assert other["deployments"] != application["deployments"]
+    assert changed(path, value) == {"gateway Gateway"}
+
+
+@pytest.mark.parametrize(
+    ("path", "deployment"),
+    [
+        ("embeddings.0", "Embeddings:embed"),
+        ("embeddings.1", "Embeddings:second"),
+        ("classifiers.0", "Classifier:mood"),
+        ("classifiers.1", "Classifier:safety"),
+        ("rerankers.0", "Rerank:rerank"),
+        ("rerankers.1", "Rerank:org--bge"),
+    ],
+)
+def test_batching_changes_live(path: str, deployment: str) -> None:
+    assert changed(f"{path}.batching", {"max_batch_size": 17}) == {f"nlp {deployment}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "applications"),
+    [
+        ("models.0.variants.1.engine", {"kv_cache_gib": 2.0}, {"org--big.model@canary"}),
+        ("models.0.variants.1.scaling", {"num_replicas": 2}, {"org--big.model@canary"}),
+        ("models.0.variants.1.source", "/models/other", {"org--big.model@canary"}),
+        ("models.1.variants", [{"placement": {"num_cpus": 2}}], {"small@stable"}),
+        ("generate.engine.seed", 7, {"generate"}),
+        ("classifiers.1.max_tokens", 64, {"nlp"}),
+        ("embeddings.1.scaling", {"num_replicas": 2}, {"nlp"}),
+        ("gateway.max_body_mib", 4, {"gateway"}),
+        ("moderation.threshold", 0.75, {"gateway"}),
+        ("auth.redis_url", None, {"gateway"}),
+    ],
+)
+def test_what_needs_other_replicas_leaves_the_other_applications_alone(
+    path: str, value: Any, applications: set[str]
+) -> None:
+    assert changed(path, value) == {f"{name} args" for name in applications}
+
+
+def test_generate_reads_from_s3_with_the_streamer() -> None:
+    settings = parse(generate(source="s3://bucket/m", engine={"load_format": "runai_streamer"}))
+    assert settings.generate
+    assert settings.generate.source == "s3://bucket/m"
+    assert Generator().placement.num_cpus < EnginePlacement().num_cpus
 
 
 def test_needs_neither_ray_nor_torch() -> None:

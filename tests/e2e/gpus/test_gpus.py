@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from app.settings import Settings, Variant, demands, load
-from infra.config import ROOT, Head, StackConfig, WorkerGroup
+from infra.config import LOCAL_KEY, ROOT, Head, StackConfig, WorkerGroup
+from infra.serving.access import accounts, keys_secret, token_secret
 from infra.serving.rayservice import rayservice
 from scripts.cluster.layout import NODE, PAUSE_IMAGE
 from scripts.kubectl import Kubectl
@@ -22,6 +23,11 @@ from scripts.up import ask
 NAMESPACE = "gpus"
 GPU = "nvidia.com/gpu"
 FAKE_GPUS = 8
+
+NOTHING_ELSE: dict[str, Any] = {
+    **{"embeddings": [], "classifiers": [], "rerankers": []},
+    **{"generate": None, "moderation": None, "pipeline": None},
+}
 
 READ_RAY = """
 import json, ray
@@ -43,11 +49,12 @@ def language_models(profile: str) -> Settings:
         model.model_copy(update={"name": f"{profile}-{model.name}", "variants": [_small(v) for v in model.variants]})
         for model in load(ROOT / "app" / "profiles" / f"{profile}.yaml").models
     ]
-    return Settings(models=models, embeddings=[])
+    return Settings(models=models, **NOTHING_ELSE)
 
 
 def _small(variant: Variant) -> Variant:
-    one = {"num_replicas": 1, "autoscaling_config": None}
+    # Nobody waits here for answers of minutes when it is over.
+    one = {"num_replicas": 1, "autoscaling_config": None, "graceful_shutdown_timeout_s": 1}
     little = {"num_cpus": 0.1, "memory_gib": None}
     return variant.model_copy(
         update={
@@ -65,7 +72,7 @@ STACK = StackConfig(
         WorkerGroup(name=name, cpus=1, gpus=math.ceil(sum(demand.gpus for demand in demands(profile))), memory_gib=4)
         for name, profile in PROFILES.items()
     ],
-    serving=Settings(models=[model for profile in PROFILES.values() for model in profile.models], embeddings=[]),
+    serving=Settings(models=[model for profile in PROFILES.values() for model in profile.models], **NOTHING_ELSE),
 )
 
 
@@ -128,7 +135,8 @@ def service(kubernetes: Kubectl, fake_gpus: None, namespace: str) -> dict[str, A
         **{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "stub", "namespace": namespace}},
         "data": {stub.name: stub.read_text()},
     }
-    apply(kubernetes, config_map, with_stub(rayservice(NAMESPACE, STACK)))
+    access = (keys_secret(NAMESPACE, STACK), token_secret(NAMESPACE, STACK), *accounts(NAMESPACE, STACK))
+    apply(kubernetes, config_map, *access, with_stub(rayservice(NAMESPACE, STACK)))
     patience = STACK.ready_timeout_seconds
     wait = ("wait", "rayservice", NAMESPACE, "--for=condition=Ready", f"--timeout={patience}s")
     kubernetes(*wait, "--namespace", namespace, timeout=patience + 10)
@@ -151,9 +159,13 @@ def group_of(deployment: str, ray: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_rayservice_serves_all_models(service: dict[str, Any]) -> None:
-    (application,) = service["status"]["activeServiceStatus"]["applicationStatuses"].values()
-    assert application["status"] == "RUNNING"
-    deployments = {name: deployment["status"] for name, deployment in application["serveDeploymentStatuses"].items()}
+    applications = service["status"]["activeServiceStatus"]["applicationStatuses"].values()
+    assert {application["status"] for application in applications} == {"RUNNING"}
+    deployments = {
+        name: deployment["status"]
+        for application in applications
+        for name, deployment in application["serveDeploymentStatuses"].items()
+    }
     assert deployments == dict.fromkeys(["Gateway", *dict(variants(STACK.serving))], "HEALTHY")
 
 
@@ -221,5 +233,5 @@ def test_an_engine_is_where_its_type_of_gpu_is(ray: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("service")
 @pytest.mark.parametrize("model", [model.name for model in STACK.serving.models])
 def test_the_stub_answers_for_each_model(kubernetes: Kubectl, model: str) -> None:
-    answer = ask(kubernetes, NAMESPACE, f"{NAMESPACE}-serve-svc", model)
+    answer = ask(kubernetes, NAMESPACE, f"{NAMESPACE}-serve-svc", model, LOCAL_KEY)
     assert answer == f"I am a stub without a GPU, in place of the model {model}."

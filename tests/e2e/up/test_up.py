@@ -3,31 +3,25 @@
 The steps build on each other: a failing one leaves its report in the output, and the later ones fail with it.
 """
 
+import base64
+import json
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import yaml
 
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import LOCAL_KEY, ROOT, StackConfig, from_file
 from infra.platform import kuberay
-from infra.serving.rayservice import SERVE_PORT
 from scripts.cluster.layout import api_port
 from scripts.kubectl import Kubectl
 from scripts.up import QUESTION, ask
 from scripts.vendor_kuberay import module_dir
 from tests.e2e.conftest import Stack
-
-
-@pytest.fixture(scope="module")
-def client(kubernetes: Kubectl) -> Iterator[httpx.Client]:
-    """Of the application, by way of its Kubernetes Service."""
-    with kubernetes.service(StackConfig().namespace, "llm-serve-svc", SERVE_PORT) as client:
-        yield client
 
 
 def test_vendored_crds_are_those_of_the_operators_module() -> None:
@@ -59,8 +53,19 @@ def test_up_ends_with_an_answer(deployed: subprocess.CompletedProcess[str]) -> N
 
 def test_the_model_answers_through_the_service(kubernetes: Kubectl) -> None:
     config = from_file("local")
-    answer = ask(kubernetes, config.namespace, "llm-serve-svc", config.serving.models[0].name)
+    answer = ask(kubernetes, config.namespace, "llm-serve-svc", config.serving.first_model, LOCAL_KEY)
     assert "Paris" in answer
+
+
+def test_a_stream_comes_through_the_service_and_names_its_variant(client: httpx.Client) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0}
+    with client.stream("POST", "v1/chat/completions", json={**body, "stream": True}, timeout=120) as streamed:
+        assert streamed.headers["x-variant"] == "chat@stable"
+        events = [line.removeprefix("data: ") for line in streamed.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    said = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events]
+    assert len(said) > 2
+    assert "Paris" in "".join(said)
 
 
 def test_embeddings_come_through_the_service(client: httpx.Client) -> None:
@@ -69,6 +74,27 @@ def test_embeddings_come_through_the_service(client: httpx.Client) -> None:
     vectors = [entry["embedding"] for entry in reply["data"]]
     assert [len(vector) for vector in vectors] == [384, 384]
     assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "found"),
+    [
+        ("generate", {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}, "Paris"),
+        ("v1/classify", {"model": "sentiment", "input": "I love it"}, "positive"),
+        ("v1/moderations", {"input": "You stupid idiot"}, '"flagged":true'),
+        ("v1/rerank", {"query": "bread", "documents": ["tax", "dough"], "return_documents": True}, "dough"),
+        ("analyze", {"text": "Quel beau matin au bord de la mer !"}, '"language":"fr"'),
+    ],
+)
+def test_every_application_answers(client: httpx.Client, path: str, body: dict[str, Any], found: str) -> None:
+    assert found in client.post(path, json=body, timeout=120).raise_for_status().text
+
+
+def test_nobody_gets_in_without_a_key(kubernetes: Kubectl, client: httpx.Client) -> None:
+    refused = client.post("v1/embeddings", json={"input": "hi"}, headers={"x-api-key": "sk-other"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    secret = kubernetes.get("secret", "llm-keys", "-n", StackConfig().namespace)
+    assert LOCAL_KEY not in base64.b64decode(secret["data"]["keys.yaml"]).decode()
 
 
 def test_ready_says_so(client: httpx.Client) -> None:
@@ -99,25 +125,30 @@ def test_pods_are_not_root_and_cannot_write_their_image(kubernetes: Kubectl) -> 
         assert "denied" in kubernetes(*run, "sh", "-c", "touch /opt/app/x 2>&1 || echo denied")
 
 
+def test_the_weights_are_the_nodes_and_not_the_images(kubernetes: Kubectl) -> None:
+    namespace = StackConfig().namespace
+    for pod in kubernetes.get("pods", "-n", namespace)["items"]:
+        run = ("exec", "-n", namespace, pod["metadata"]["name"], "--", "sh", "-c")
+        in_the_image = "find / -xdev \\( -name 'model*.safetensors' -o -name '*.gguf' \\) 2>/dev/null || true"
+        assert kubernetes(*run, in_the_image, timeout=300) == ""
+        assert "model.safetensors" in kubernetes(*run, "ls $BLUEPRINT_CACHE/models/*")
+        assert "denied" in kubernetes(*run, "touch $BLUEPRINT_CACHE/models/x 2>&1 || echo denied")
+
+
 def test_dashboard_wants_the_token(kubernetes: Kubectl) -> None:
     namespace = StackConfig().namespace
     selector = ("--selector", "ray.io/node-type=head")
     (head,) = kubernetes.get("pods", "-n", namespace, *selector)["items"]
-    ask_dashboard = "wget --server-response -qO- http://127.0.0.1:8265/api/serve/applications/ 2>&1 || true"
+    url = "http://127.0.0.1:8265/api/serve/applications/"
     run = ("exec", "-n", namespace, head["metadata"]["name"], "--", "sh", "-c")
-    assert "401" in kubernetes(*run, ask_dashboard)
+    assert "401" in kubernetes(*run, f"wget --server-response -qO- {url} 2>&1 || true")
+    # The one that the program made.
+    token = base64.b64decode(kubernetes.get("secret", "llm-ray-token", "-n", namespace)["data"]["auth_token"]).decode()
+    assert "applications" in kubernetes(*run, f"wget --header 'Authorization: Bearer {token}' -qO- {url}")
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_second_up_changes_nothing(stack: Stack) -> None:
+def test_a_second_up_finds_no_drift_and_changes_nothing(stack: Stack) -> None:
     done = stack.make("up")
     assert done.returncode == 0
     assert "\nunchanged\n" in done.stdout
-
-
-@pytest.mark.usefixtures("deployed")
-def test_status_shows_what_runs(stack: Stack) -> None:
-    done = stack.make("status")
-    assert done.returncode == 0
-    assert "llm" in done.stdout
-    assert "Running" in done.stdout

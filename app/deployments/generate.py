@@ -1,0 +1,79 @@
+"""/generate's model: vLLM's AsyncLLM in a deployment of ours, without OpenAI's frontend.
+
+For what that frontend cannot do: change this class, and nothing else, to put something of your own around the engine.
+"""
+
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+from app.answers import Piece, Sampling
+from app.deployments import engines
+from app.deployments.engines import Liveness
+from app.errors import ApiError
+from app.settings import GENERATE, Generator
+
+
+def build(model: Generator) -> Application:
+    """The Serve deployment of /generate's model."""
+    place, scaling = model.placement, model.scaling
+    actor: dict[str, Any] = {**place.options(), "runtime_env": {"env_vars": engines.environment(model)}}
+    if model.engine.workers > 1:
+        actor["num_gpus"] = model.engine.workers  # vLLM starts a process for each in the replica's node
+    deployment = serve.deployment(name=GENERATE, ray_actor_options=actor, **scaling.options())
+    return deployment(Generate).bind(model, engines.source(model))
+
+
+class Generate:
+    """One replica: an engine, loaded once, that takes requests in whenever a step has room for them."""
+
+    async def __init__(self, model: Generator, source: str) -> None:
+        config = AsyncEngineArgs(
+            model=source,
+            served_model_name=GENERATE,
+            distributed_executor_backend="mp" if model.engine.workers > 1 else "uni",
+            **engines.arguments(model),
+        ).create_engine_config()
+        with engines.in_one_process(config):
+            self._engine = AsyncLLM.from_vllm_config(config, stat_loggers=[RayPrometheusStatLogger])
+        await self._generate_one_token()
+        self._liveness = Liveness(model.scaling.health_check_timeout_s, self._generate_one_token)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """Continue the prompt, piece by piece. Whoever stops listening stops the engine's work.
+
+        Raises ApiError (400) for what vLLM does not take, a prompt that is too long above all.
+        """
+        async for piece in self._liveness.noting(self._pieces(prompt, sampling)):
+            yield piece
+
+    async def check_health(self) -> None:
+        """Raise unless the engine generates."""
+        await self._engine.check_health()
+        await self._liveness.check()
+
+    async def _pieces(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        tokens = 0
+        try:
+            parameters = SamplingParams(**sampling._asdict(), output_kind=RequestOutputKind.DELTA)
+            async for output in self._engine.generate(prompt, parameters, uuid.uuid4().hex):
+                (choice,) = output.outputs
+                tokens += len(choice.token_ids)
+                yield Piece(choice.text, tokens, len(output.prompt_token_ids or []), choice.finish_reason)
+        except (ValueError, VLLMClientError) as error:
+            reason = str(error)
+            code = "context_length_exceeded" if "maximum" in reason and "length" in reason else None
+            raise ApiError(400, reason, code=code) from None
+
+    async def _generate_one_token(self) -> None:
+        async for _ in self._pieces("Hello", Sampling(1, 1.0, 1.0, [], None)):
+            pass
