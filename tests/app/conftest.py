@@ -42,6 +42,8 @@ PROMPTS = [
 ]
 START_SECONDS = 900.0
 STOP_SECONDS = 180.0
+PATIENCE_SECONDS = 300.0
+"""With what takes seconds, on a machine that may be busy with something else."""
 QUIET_SECONDS = 5.0
 HEALTH_CHECK_SECONDS = 2.0
 MARK = "BLUEPRINT_TEST"
@@ -68,7 +70,7 @@ def answer(client: OpenAI, prompt: str) -> str | None:
 
 def client_of(url: str, key: str = "none") -> OpenAI:
     # Without the environment's proxies; and a retry would hide an error.
-    http = DefaultHttpxClient(trust_env=False, timeout=120)
+    http = DefaultHttpxClient(trust_env=False, timeout=PATIENCE_SECONDS)
     return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=http)
 
 
@@ -186,7 +188,7 @@ class Running(NamedTuple):
             return self.engine_count("ray_vllm_generation_tokens_total", model)
 
         few = 2 * QUIET_SECONDS / HEALTH_CHECK_SECONDS
-        eventually(f"tokens of {model} are counted", lambda: count() > above, 90)
+        eventually(f"tokens of {model} are counted", lambda: count() > above)
         return settled(count, lambda old, new: new - old <= few)
 
 
@@ -194,7 +196,7 @@ def httpx_client(url: str, key: str = "none") -> httpx.Client:
     """Without the environment's proxies, and with patience for answers of hundreds of tokens."""
     headers = {"Authorization": f"Bearer {key}"}
     no_limits = httpx.Limits(max_connections=None)
-    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=300, limits=no_limits)
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE_SECONDS, limits=no_limits)
 
 
 def metrics(temp_dir: Path) -> dict[str, Metric]:
@@ -202,7 +204,7 @@ def metrics(temp_dir: Path) -> dict[str, Metric]:
     return {metric.name: metric for metric in scrape(temp_dir)}
 
 
-def eventually(what: str, condition: Callable[[], bool], seconds: float) -> None:
+def eventually(what: str, condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Return when `condition` holds; fail when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -220,7 +222,7 @@ def settled(read: Callable[[], T], same: Callable[[T, T], bool] = operator.eq) -
             value, since = now, time.monotonic()
         return time.monotonic() - since > QUIET_SECONDS
 
-    eventually("the metrics settle", quiet, 90)
+    eventually("the metrics settle", quiet)
     return value
 
 

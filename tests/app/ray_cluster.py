@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from app.settings import Settings, serve_config
-from tests.app.conftest import BINARIES, batches, httpx_client, started, wait_for
+from tests.app.conftest import BINARIES, PATIENCE_SECONDS, batches, httpx_client, started, wait_for
 from tests.ports import free_port
 
 
@@ -96,7 +96,7 @@ def ray_cluster(settings: Settings, log: Path, host: str = "127.0.0.1") -> Itera
             base_url=f"http://127.0.0.1:{dashboard_port}",
             headers={"Authorization": f"Bearer {token}"},
             trust_env=False,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
         http = httpx_client(f"http://127.0.0.1:{http_port}")
         ours = Cluster(dashboard, http, gcs_port, http_port, host, Path(name), variables)

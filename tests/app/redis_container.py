@@ -118,7 +118,7 @@ class Server:
 
     def start(self) -> None:
         self._container.start()
-        eventually("Redis answers", self._answers, 20)
+        eventually("Redis answers", self._answers)
 
     def stop(self) -> None:
         self._container.stop(timeout=0)

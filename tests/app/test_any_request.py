@@ -30,7 +30,7 @@ def test_nothing_is_an_error_of_the_server(server: Running, mode: GenerationMode
     session.headers["Authorization"] = f"Bearer {server.key}"
 
     def send(case: schemathesis.Case) -> None:
-        case.validate_response(case.call(session=session, timeout=120), checks=checks)
+        case.validate_response(case.call(session=session, timeout=300), checks=checks)
 
     operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore
     assert {operation.path for operation in operations} == ROUTES

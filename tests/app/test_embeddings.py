@@ -120,7 +120,7 @@ def test_requests_at_the_same_time_share_batches(server: Running, client: OpenAI
 
     texts = [f"text number {number}" for number in range(64)]
     client.embeddings.create(model="embed", input="the first batch makes the metric")
-    eventually("the metric is there", lambda: "ray_serve_actual_batch_size" in server.metrics(), 60)
+    eventually("the metric is there", lambda: "ray_serve_actual_batch_size" in server.metrics())
     every, single = counted()
     with ThreadPoolExecutor(32) as pool:
         done = list(pool.map(lambda text: client.embeddings.create(model="embed", input=text).data[0].embedding, texts))

@@ -40,7 +40,7 @@ def cluster(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[C
         auth = {"keys_file": str(file), "redis_url": redis.url}
         gateway = {"scaling": {"num_replicas": 2}}
         with ray_cluster(parse({**ONLY, "auth": auth, "gateway": gateway}), logs / "ray-gateways.log") as cluster:
-            eventually("all applications run", cluster.runs, 300)
+            eventually("all applications run", cluster.runs)
             yield cluster
 
 
@@ -57,7 +57,7 @@ def test_they_share_the_limits_of_a_key(cluster: Cluster) -> None:
 
     with ThreadPoolExecutor(30) as pool:
         assert Counter(pool.map(ask, range(3 * LIMIT))) == {200: LIMIT, 429: 2 * LIMIT}
-    eventually("both gateways have answered", lambda: answered() == 2, 60)
+    eventually("both gateways have answered", lambda: answered() == 2)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/analyze", "/generate"])
@@ -72,6 +72,5 @@ def test_none_is_open_to_everybody(logs: Path) -> None:
         eventually(
             "the reason is told",
             lambda: "whoever reaches that could use every model" in json.dumps(cluster.applications()),
-            300,
         )
         assert cluster.applications()["gateway"]["status"] != "RUNNING"

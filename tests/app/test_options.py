@@ -64,7 +64,7 @@ def cluster(logs: Path) -> Generator[Cluster]:
     """A Ray of its own, with SETTINGS deployed."""
     with ray_cluster(parse(SETTINGS), logs / "ray.log") as ours:
         built = {"LLM:large@stable", "LLM:share@stable", "Embeddings:waiting", "Gateway"}
-        eventually("the applications are built", lambda: built <= ours.deployments().keys(), 300)
+        eventually("the applications are built", lambda: built <= ours.deployments().keys())
         yield ours
 
 
@@ -83,7 +83,7 @@ def test_a_fixed_number_of_replicas(cluster: Cluster) -> None:
 
 
 def test_tensor_parallelism_is_packed_strictly(cluster: Cluster) -> None:
-    eventually("replicas wait for GPUs", lambda: len(cluster.placement_groups()) >= 3, 120)
+    eventually("replicas wait for GPUs", lambda: len(cluster.placement_groups()) >= 3)
     wanted = [group for group in cluster.placement_groups() if len(group["bundles"]) == 4]
     assert wanted
     for group in wanted:
@@ -96,7 +96,7 @@ def test_tensor_parallelism_is_packed_strictly(cluster: Cluster) -> None:
 
 
 def test_a_share_of_a_gpu(cluster: Cluster) -> None:
-    eventually("replicas wait for GPUs", lambda: len(cluster.placement_groups()) >= 3, 120)
+    eventually("replicas wait for GPUs", lambda: len(cluster.placement_groups()) >= 3)
     shares = [group["bundles"] for group in cluster.placement_groups() if len(group["bundles"]) == 1]
     assert shares
     assert {bundles["0"]["GPU"] for bundles in shares} == {0.5}
@@ -127,7 +127,7 @@ def test_batching_changes_live(cluster: Cluster) -> None:
         with ThreadPoolExecutor(number) as pool:
             assert set(pool.map(embed, map(str, range(number)))) == {200}
 
-    eventually("the embedding model answers", lambda: embed("first") == 200, 300)
+    eventually("the embedding model answers", lambda: embed("first") == 200)
     before = replica()
     ask_at_once(32)
     every, single = cluster.batches("Embeddings:real")
@@ -139,7 +139,7 @@ def test_batching_changes_live(cluster: Cluster) -> None:
     def batch_size() -> int:
         return cluster.deployments()["Embeddings:real"]["deployment_config"]["user_config"]["max_batch_size"]
 
-    eventually("Ray has the new value", lambda: batch_size() == 1, 60)
+    eventually("Ray has the new value", lambda: batch_size() == 1)
     ask_at_once(32)
     every_after, single_after = cluster.batches("Embeddings:real")
     assert every_after - every == single_after - single == 32

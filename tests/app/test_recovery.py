@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.app.conftest import PROMPTS, Running, answer, eventually
+from tests.app.conftest import PROMPTS, START_SECONDS, Running, answer, eventually
 
 SHAPES = ["cluster"]
 
@@ -61,7 +61,7 @@ def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answ
     with ThreadPoolExecutor(2) as pool:
         streaming, whole = pool.submit(_stream, server), pool.submit(_whole, server)
         running = server.metrics  # both requests have begun when the engine says so
-        eventually("two requests run", lambda: _gauge(running()) == 2, 60)
+        eventually("two requests run", lambda: _gauge(running()) == 2)
         engine.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         *_, last, done = streaming.result(timeout=300)
@@ -73,10 +73,10 @@ def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answ
     scaling = server.settings.models[0].variants[0].scaling
     patience = 3 * (scaling.health_check_period_s * 1.1 + scaling.health_check_timeout_s) + 30
     assert time.monotonic() - stopped < patience
-    eventually("/ready says no", lambda: _status(server, "/ready/chat") == 503, 60)
+    eventually("/ready says no", lambda: _status(server, "/ready/chat") == 503)
     assert _status(server, "/health") == 200
     assert _status(server, "/ready/embed") == 200
-    eventually("the model answers again", lambda: _status(server, "/ready/chat") == 200, 600)
+    eventually("the model answers again", lambda: _status(server, "/ready/chat") == 200, START_SECONDS)
     assert _status(server, "/ready") == 200
     assert answer(client, PROMPTS[0]) == before == vllm_answers[0]
     assert not [process for process in family if process.is_running()]
@@ -106,10 +106,10 @@ def test_a_replica_that_dies_comes_back(server: Running, deployment: str, path: 
             return answered.status_code == 200 and not answered.json().get("errors")
         return False
 
-    eventually("the route answers", lambda: whole() and _replica(server, deployment) not in (None, replica), 180)
+    eventually("the route answers", lambda: whole() and _replica(server, deployment) not in (None, replica))
     for name, before in others.items():
         assert name == deployment or _replica(server, name) == before
-    eventually("all is ready", lambda: _status(server, "/ready") == 200, 60)
+    eventually("all is ready", lambda: _status(server, "/ready") == 200)
 
 
 def _gauge(metrics: dict) -> float:

@@ -34,7 +34,7 @@ def test_make_serve_tells_wrong_settings_before_it_starts_anything(tmp_path: Pat
     file = tmp_path / "bad.yaml"
     file.write_text("models:\n- variants:\n  - scaling: {smoothing_factor: 1}\n")
     command = [sys.executable, "-m", "scripts.serve", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (1, "")
     assert "scaling.smoothing_factor = 1: Ray has renamed it; fix: use upscaling_factor" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.settings import parse
-from tests.app.conftest import FAST, eventually, metrics
+from tests.app.conftest import FAST, START_SECONDS, eventually, metrics
 from tests.app.ray_cluster import Cluster, ray_cluster
 
 DEPLOYMENT = "LLM:chat@stable"
@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster(logs: Path) -> Generator[Cluster]:
     with ray_cluster(parse(SETTINGS), logs / "ray-scaling.log") as cluster:
-        eventually("the applications run", cluster.runs, 600)
+        eventually("the applications run", cluster.runs, START_SECONDS)
         yield cluster
 
 
@@ -74,13 +74,13 @@ def test_a_model_follows_the_load(cluster: Cluster, capsys: pytest.CaptureFixtur
         begun = time.monotonic()
         try:
             eventually(
-                "a second replica is wanted", lambda: cluster.deployments()[DEPLOYMENT]["target_num_replicas"] == 2, 120
+                "a second replica is wanted", lambda: cluster.deployments()[DEPLOYMENT]["target_num_replicas"] == 2
             )
             wanted = time.monotonic()
-            eventually("it runs", lambda: len(_running(cluster)) == 2, 300)
+            eventually("it runs", lambda: len(_running(cluster)) == 2)
             ran = time.monotonic()
             (second,) = _running(cluster) - {first}
-            eventually("it answers", lambda: _answered(cluster, second) > 0, 120)
+            eventually("it answers", lambda: _answered(cluster, second) > 0)
             answered = time.monotonic()
         finally:
             over.set()
@@ -95,7 +95,7 @@ def test_a_model_follows_the_load(cluster: Cluster, capsys: pytest.CaptureFixtur
         calm.append(cluster.http.post("/v1/completions", json={**body, "max_tokens": 1}).status_code)
         return len(_running(cluster)) == 1
 
-    eventually("one replica is left", one_replica, 180)
+    eventually("one replica is left", one_replica)
     gone = time.monotonic()
     assert set(calm) == {200}
     assert gone - ended >= AUTOSCALING["downscale_delay_s"]

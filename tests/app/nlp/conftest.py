@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from app.settings import parse
-from tests.app.conftest import eventually
+from tests.app.conftest import START_SECONDS, eventually
 from tests.app.nlp.models import make_classifier
 from tests.app.ray_cluster import Cluster, ray_cluster
 
@@ -50,7 +50,7 @@ def made(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Made
         **{"models": [], "generate": None},
     }
     with ray_cluster(parse(settings), logs / "ray-nlp.log") as cluster:
-        eventually("all applications run", cluster.runs, 600)
+        eventually("all applications run", cluster.runs, START_SECONDS)
         yield Made(cluster, models)
 
 
