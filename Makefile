@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve demo experiment key bootstrap weights preview up status logs forward down test aws setup-docker \
-  remove-docker e2e check tools image lock schema vendor-balancer vendor-karpenter vendor-kuberay
+  remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -89,12 +89,17 @@ tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are
 image: .venv-infra/.installed ## build the application image of STACK
 	@$(INFRA) -m scripts.image $(STACK)
 
+push: .venv-infra/.installed ## build it, and bring it to its registry
+	@$(INFRA) -m scripts.image $(STACK) --push
+
 LOCK = $(UV) pip compile pyproject.toml --quiet --no-emit-index-url --custom-compile-command 'make lock' $(UPGRADE)
 # Never loaded on a CPU, and close to a gigabyte.
 UNUSED = $(addprefix --no-emit-package ,triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder)
+# What is in both has the version that vLLM takes on GPUs: tests run on CPUs.
 lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
-	$(LOCK) --extra cpu $(UNUSED) -o requirements/cpu.txt
-	$(LOCK) --extra cpu --group models --group dev --group experiment $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
+	$(LOCK) --extra app --extra gpu -o requirements/gpu.txt
+	$(LOCK) --extra app --extra cpu $(UNUSED) -c requirements/gpu.txt -o requirements/cpu.txt
+	$(LOCK) --extra app --extra cpu --group models --group dev --group experiment $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
 	$(LOCK) --extra infra --group dev --group aws -o requirements/infra.txt
 
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows

@@ -50,19 +50,24 @@ def arguments(model: LanguageModel) -> dict[str, Any]:
 def environment(model: LanguageModel) -> dict[str, str]:
     """Environment variables of the replica and of the engine's processes."""
     engine = model.engine
-    return {
+    chosen = {
         "HF_HUB_OFFLINE": "0" if model.from_hub else "1",
         "VLLM_NO_USAGE_STATS": "1",
         # Even an eager engine compiles its sampler, at the first answer that is not greedy, and dies of it where there
         # is no C++ compiler, as in our image.
         "TORCHDYNAMO_DISABLE": "1" if engine.enforce_eager else "0",
-        # vLLM would bind the threads of every engine on a node to the same cores, the first ones. How many threads
-        # there are, Ray says (OMP_NUM_THREADS, from placement.num_cpus).
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # vLLM waits for its engine's process in a call that blocks, so Ray's limit alone would never be looked at.
         "VLLM_ENGINE_READY_TIMEOUT_S": str(engine.start_timeout_s),
         "RAYLLM_ENGINE_START_TIMEOUT_S": str(engine.start_timeout_s),
     }
+    if model.placement.num_gpus:
+        # FlashInfer's sampler would be compiled by each pod anew, with parts of CUDA that our image has not.
+        chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    else:
+        # vLLM would bind the threads of every engine on a node to the same cores, the first ones. How many threads
+        # there are, Ray says (OMP_NUM_THREADS, from placement.num_cpus).
+        chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return chosen
 
 
 @contextlib.contextmanager

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
+from vllm.engine.arg_utils import AsyncEngineArgs
 
-from app.deployments import generate, llm
-from app.settings import Generator, Model, Variant, load, parse
+from app.deployments import engines, generate, llm
+from app.settings import Generator, Model, Settings, Variant, load, parse
 
-PROFILES = sorted((Path(__file__).parents[2] / "app" / "profiles").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+PROFILES = sorted((ROOT / "app" / "profiles").glob("*.yaml"))
+STACKS = ("dev", "staging", "prod")
 
 
 class Expected(NamedTuple):
@@ -21,21 +25,37 @@ RESERVED = {
     "l4/chat": Expected([{"GPU": 1, **L4}]),
     "l4/small": Expected([{"GPU": 0.5, **L4}]),
     "h100/chat": Expected([{"GPU": 1, **H100}] * 4),
+    "dev/chat@stable": Expected([{"GPU": 1, **L4}]),
+    "staging/chat@stable": Expected([{"GPU": 1, **L4}] * 4),
+    "staging/chat@canary": Expected([{"GPU": 1, **L4}]),
+    "prod/chat@stable": Expected([{"GPU": 1, **H100}] * 4),
+    "prod/chat@canary": Expected([{"GPU": 1, **L4}]),
 }
+
+
+def serving(stack: str) -> Settings:
+    return parse(yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]["blueprint:serving"])
+
+
 VARIANTS = {
     f"{path.stem}/{model.name}": (model, variant)
     for path in PROFILES
     for model in load(path).models
     for variant in model.variants
+} | {
+    f"{stack}/{model.name}@{variant.name}": (model, variant)
+    for stack in STACKS
+    for model in serving(stack).models
+    for variant in model.variants
 }
 
 
-def test_every_variant_of_a_profile_is_tested() -> None:
+def test_every_variant_of_a_profile_and_of_a_stack_on_aws_is_tested() -> None:
     assert VARIANTS.keys() == RESERVED.keys()
 
 
 @pytest.mark.parametrize("key", VARIANTS)
-def test_ray_takes_every_profile_and_reserves_a_bundle_for_each_worker(key: str) -> None:
+def test_ray_takes_every_variant_and_reserves_a_bundle_for_each_worker(key: str) -> None:
     model, variant = VARIANTS[key]
     engine = llm.config(model, variant).get_engine_config()
     assert engine is not None
@@ -43,6 +63,17 @@ def test_ray_takes_every_profile_and_reserves_a_bundle_for_each_worker(key: str)
     # Split into what vLLM's engine and its frontend take; Ray refuses a name that neither has.
     assert engine.engine_kwargs.items() >= variant.engine.extra.items()
     assert engine.engine_kwargs["tensor_parallel_size"] == len(engine.placement_bundles)
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_vllm_takes_the_arguments_and_none_is_for_cpus(key: str) -> None:
+    model, variant = VARIANTS[key]
+    engine = llm.config(model, variant).get_engine_config()
+    assert engine is not None
+    taken = AsyncEngineArgs(**{**engine.engine_kwargs, "model": "/weights", "revision": None})
+    assert taken.gpu_memory_utilization == variant.gpu_memory_utilization
+    assert taken.kv_cache_memory_bytes == variant.engine.extra.get("kv_cache_memory_bytes")
+    assert not [name for name in engines.environment(variant) if name.startswith("VLLM_CPU_")]
 
 
 def variant(**values: Any) -> tuple[Model, Variant]:

