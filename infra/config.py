@@ -17,7 +17,17 @@ from pydantic import Field, field_validator, model_validator
 
 from app.builtin import models_dir
 from app.keys import Key, digest
-from app.settings import Demand, Settings, SettingsError, Strict, demands, require_distinct, validate, weights
+from app.settings import (
+    Demand,
+    LanguageModel,
+    Settings,
+    SettingsError,
+    Strict,
+    demands,
+    require_distinct,
+    validate,
+    weights,
+)
 from infra import versions
 from infra.aws.config import SYSTEM, EksCluster, Pool
 from infra.aws.instances import suited
@@ -114,6 +124,9 @@ class ExistingCluster(Strict):
             )
         return context
 
+
+Accelerator = Literal["cpu", "gpu"]
+"""What an image's vLLM computes on; the name of its lock in requirements/."""
 
 Cluster = Annotated[NativeCluster | ExistingCluster | EksCluster, Field(discriminator="kind")]
 
@@ -409,6 +422,19 @@ class StackConfig(Strict):
                 )
 
     @model_validator(mode="after")
+    def _engines_run_in_the_image(self) -> "StackConfig":
+        """A stack has one image, and vLLM is built for GPUs or for CPUs."""
+        if self.accelerator == "cpu":
+            return self
+        for key, model in weights(self.serving):
+            if isinstance(model, LanguageModel) and not model.placement.num_gpus:
+                raise ValueError(
+                    f"serving.{key}.placement.num_gpus = 0: a stack with GPUs has the vLLM for GPUs, which computes on "
+                    "no CPU; fix: set num_gpus, or serve this model in a stack without GPUs"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _upgrade_is_possible(self) -> "StackConfig":
         """What KubeRay would refuse, or wait for without an end."""
         if not isinstance(self.upgrade, Incremental):
@@ -430,6 +456,12 @@ class StackConfig(Strict):
                 "max_replicas above its min_replicas, or use NewCluster"
             )
         return self
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Of the stack's one image. A native cluster's pods reach no GPU, whatever its node says that it has."""
+        gpus = any(group.gpus for group in self.workers) and not isinstance(self.cluster, NativeCluster)
+        return "gpu" if gpus else "cpu"
 
     @property
     def autoscaling(self) -> bool:

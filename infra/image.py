@@ -3,23 +3,23 @@
 import hashlib
 from pathlib import Path
 
-from infra.config import ROOT, Image
+from infra.config import ROOT, Accelerator, StackConfig
 
 
-def content(root: Path = ROOT) -> list[Path]:
-    """The files that the Dockerfile copies, and itself."""
+def content(accelerator: Accelerator, root: Path = ROOT) -> list[Path]:
+    """The files that the Dockerfile copies for its argument ACCELERATOR, and itself."""
     return [
         root / "Dockerfile",
-        root / "requirements" / "cpu.txt",
+        root / "requirements" / f"{accelerator}.txt",
         root / "requirements" / "uv.txt",
         root / "app" / "vllm.json",
         *sorted((root / "app").rglob("*.py")),
     ]
 
 
-def reference(image: Image, root: Path = ROOT) -> str:
-    """`repository:tag` of the image that this checkout makes."""
-    digest = hashlib.sha256(image.base.encode() + b"\0")
-    for path in content(root):
+def reference(stack: StackConfig, root: Path = ROOT) -> str:
+    """`repository:tag` of the image that this checkout makes for the stack."""
+    digest = hashlib.sha256(stack.image.base.encode() + b"\0")
+    for path in content(stack.accelerator, root):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{image.repository}:{digest.hexdigest()[:12]}"
+    return f"{stack.image.repository}:{digest.hexdigest()[:12]}"

@@ -1,15 +1,19 @@
-"""The images of the Kubernetes path: built by Docker where a daemon runs, else by buildah, which needs none."""
+"""`make image`, `make push`: images built by Docker where a daemon runs, else by buildah, which needs none."""
 
+import argparse
+import base64
+import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from infra.config import ROOT, Image
+from infra.aws.config import EksCluster
+from infra.config import ROOT, Image, StackConfig
 from infra.image import reference
 from scripts import packages, stack_file
+from scripts.aws_cli import aws, cluster_of
 from scripts.cluster.images import buildah
 from scripts.console import Problem, main, say, step
 
@@ -72,40 +76,98 @@ def _base(wanted: str) -> str:
     return LOCAL_BASE
 
 
-def build_with_buildah(image: Image) -> None:
-    """Build the image into the project's own buildah storage, unless it is there."""
-    name = reference(image)
+def build_with_buildah(stack: StackConfig) -> None:
+    """Build the stack's image into the project's own buildah storage, unless it is there."""
+    name = reference(stack)
     if name in _stored():
         return
-    base = _base(image.base)
+    base = _base(stack.image.base)
     with step(f"building {name} (minutes, the first time)"):
         buildah(
             *("bud", "--layers", "--isolation=chroot", "--network=host", f"--secret={_certificates()}"),
-            *(f"--build-arg=BASE={base}", f"--tag={name}", str(ROOT)),
+            *(f"--build-arg=BASE={base}", f"--build-arg=ACCELERATOR={stack.accelerator}", f"--tag={name}", str(ROOT)),
         )
     say(f"  its size: {buildah('images', '--format', '{{.Size}}', name).strip()}")
 
 
-def _build_with_docker(image: Image) -> None:
-    name = reference(image)
-    arguments = [f"--secret={_certificates()}", f"--build-arg=BASE={image.base}", f"--tag={name}", str(ROOT)]
+def _docker(*arguments: str, stdin: str | None = None) -> None:
+    if subprocess.run(["docker", *arguments], input=stdin, text=True).returncode:
+        raise Problem(f"docker {arguments[0]} failed", "see its output above")
+
+
+def _build_with_docker(stack: StackConfig) -> None:
+    name = reference(stack)
     with step(f"building {name} with Docker"):
-        built = subprocess.run(["docker", "build", *arguments])
-    if built.returncode:
-        raise Problem("docker build failed", "see its output above")
+        _docker(
+            *("build", f"--secret={_certificates()}", f"--build-arg=BASE={stack.image.base}"),
+            *(f"--build-arg=ACCELERATOR={stack.accelerator}", f"--tag={name}", str(ROOT)),
+        )
     size = subprocess.run(["docker", "images", "--format", "{{.Size}}", name], capture_output=True, text=True)
     say(f"  its size: {size.stdout.strip()}")
 
 
-def build() -> None:
-    image = stack_file.read(sys.argv[1]).image
+def build(stack: StackConfig) -> None:
+    """Build the stack's image by whichever of the two there is."""
     if _docker_runs():
-        _build_with_docker(image)
+        _build_with_docker(stack)
     else:
         packages.ensure(packages.CLUSTER)
-        build_with_buildah(image)
-    say(f"image: {reference(image)}")
+        build_with_buildah(stack)
+    say(f"image: {reference(stack)}")
+
+
+def push(stack_name: str, stack: StackConfig) -> None:
+    """Build the image and bring it to its registry.
+
+    To the repository that the program has made on AWS, unless that has it, with a password from AWS; to any other with
+    what `docker login` or `buildah login` has left.
+    """
+    name = reference(stack)
+    repository, _, tag = name.rpartition(":")
+    if repository.startswith("localhost/"):
+        raise Problem(f"image.repository = {repository!r} is no registry", f"name one in Pulumi.{stack_name}.yaml")
+    eks = stack.cluster if isinstance(stack.cluster, EksCluster) and stack.cluster.registry == repository else None
+    if eks:
+        cluster_of(stack_name, stack)
+        there = aws("ecr", "list-images", "--region", eks.region, "--repository-name", eks.name)["imageIds"]
+        if any(image.get("imageTag") == tag for image in there):
+            say(f"{name} is there already")
+            return
+    build(stack)
+    token = None
+    if eks:
+        # For twelve hours, in the form of HTTP's basic authentication.
+        (found,) = aws("ecr", "get-authorization-token", "--region", eks.region)["authorizationData"]
+        token = found["authorizationToken"]
+    with step(f"pushing {name}"):
+        (_push_with_docker if _docker_runs() else _push_with_buildah)(name, token)
+
+
+def _push_with_docker(name: str, token: str | None) -> None:
+    if token:
+        user, _, password = base64.b64decode(token).decode().partition(":")
+        _docker("login", "--username", user, "--password-stdin", name.partition("/")[0], stdin=password)
+    _docker("push", name)
+
+
+def _push_with_buildah(name: str, token: str | None) -> None:
+    with tempfile.TemporaryDirectory() as private:
+        arguments = []
+        if token:
+            auth = Path(private) / "auth.json"
+            auth.write_text(json.dumps({"auths": {name.partition("/")[0]: {"auth": token}}}))
+            arguments = [f"--authfile={auth}"]
+        buildah("push", "--quiet", *arguments, name)
 
 
 if __name__ == "__main__":
-    main(build)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stack")
+    parser.add_argument("--push", action="store_true")
+    given = parser.parse_args()
+
+    def run() -> None:
+        stack = stack_file.read(given.stack)
+        push(given.stack, stack) if given.push else build(stack)
+
+    main(run)

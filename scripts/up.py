@@ -35,9 +35,9 @@ def prepare_native(stack: StackConfig) -> None:
         images.from_binary(bin_dir / "kuberay-operator", stack.operator.reference, entrypoint="/manager")
         images.load(stack.operator.reference)
     models.ensure(stack.serving)
-    reference = image.reference(stack.image)
+    reference = image.reference(stack)
     if not images.has(reference):
-        build_with_buildah(stack.image)
+        build_with_buildah(stack)
         with step(f"putting {reference} on the node"):
             images.load(reference)
 

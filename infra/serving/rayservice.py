@@ -164,7 +164,7 @@ def _pod(
             "containers": [
                 {
                     "name": f"ray-{role}",
-                    "image": image.reference(stack.image),
+                    "image": image.reference(stack),
                     "imagePullPolicy": "IfNotPresent",
                     "env": [
                         {"name": "HOME", "value": _HOME},
@@ -247,7 +247,7 @@ class RayServing(pulumi.ComponentResource):
         custom_resource(name, manifest, pulumi.ResourceOptions(parent=self, depends_on=[token, *others]))
         self.namespace = stack.namespace
         self.service = f"{name}-serve-svc"
-        self.image = image.reference(stack.image)
+        self.image = image.reference(stack)
         self.register_outputs({})
 
     def _create(self, manifest: dict[str, Any], **options: Any) -> pulumi.Resource:

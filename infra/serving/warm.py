@@ -60,7 +60,7 @@ def _deployment(service: str, stack: StackConfig, group: WorkerGroup, number: in
             "containers": [
                 {
                     "name": "placeholder",
-                    "image": image.reference(stack.image),
+                    "image": image.reference(stack),
                     "command": ["sleep", "infinity"],
                     "resources": {"requests": limits, "limits": limits},
                     "securityContext": RESTRICTED,

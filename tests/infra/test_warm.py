@@ -27,7 +27,7 @@ def test_a_placeholder_takes_a_workers_place_with_the_workers_image() -> None:
     assert deployment["spec"]["replicas"] == 2
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["image"] == image.reference(stack.image)
+    assert container["image"] == image.reference(stack)
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     worker = rayservice("llm", stack)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
     for field in ("nodeSelector", "tolerations"):

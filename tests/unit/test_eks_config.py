@@ -152,6 +152,10 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
         {**eks(), "image": {}},
         ["image.repository = 'localhost/blueprint'", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team"],
     ),
+    (
+        {**eks(), "serving": {**NOTHING, "models": [{"variants": [HUB, {**HUB, "name": "canary", "placement": {}}]}]}},
+        ["serving.models.0.variants.1.placement.num_gpus = 0: a stack with GPUs", "computes on no CPU"],
+    ),
     ({**eks(), "keys": []}, ["keys = []"]),
     ({**eks(), "serving": {}}, ["serving.models.0.variants.0.source = 'builtin:", "nodes of EKS come and go"]),
     ({"workers": [{"pool": {}}]}, ["workers.0.pool: is for clusters of kind eks"]),
