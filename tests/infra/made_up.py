@@ -28,16 +28,23 @@ GPUS: dict[str, Any] = {"name": "l4", "max_replicas": 4, "cpus": 7, "gpus": 1, "
 SOURCE = f"s3://{NAME}-weights-{ACCOUNT}-{REGION}/org/model/0123abc"
 
 
+NOTHING: dict[str, Any] = {
+    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
+    **{kind: None for kind in ("generate", "moderation", "pipeline")},
+}
+
+
 def serving(**variant: Any) -> dict[str, Any]:
     """One model, and nothing of what is there by default."""
-    nothing = {kind: [] for kind in ("embeddings", "classifiers", "rerankers")}
-    nothing |= {kind: None for kind in ("generate", "moderation", "pipeline")}
-    return {**nothing, "models": [{"variants": [variant]}]}
+    return {**NOTHING, "models": [{"variants": [variant]}]}
 
 
 FROM_S3 = serving(source=SOURCE, placement={"num_gpus": 1, "accelerator_type": "L4"})
-FROM_HUB = serving(source="Qwen/Qwen3-8B", revision="b968826d9c46dd6066d109eabc6255188de91218")
-"""Without a GPU."""
+FROM_HUB: dict[str, Any] = {
+    **NOTHING,
+    "embeddings": [{"source": "BAAI/bge-large-en-v1.5", "revision": "d4aa6901d3a41ba39fb536a557fa166f842b0e09"}],
+}
+"""Without a GPU, in either image."""
 
 
 def values(*workers: dict[str, Any], serving: dict[str, Any] = FROM_S3, **cluster: Any) -> dict[str, Any]:

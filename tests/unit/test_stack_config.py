@@ -362,6 +362,10 @@ def incremental(
     return config.parse(values, "Pulumi.test.yaml")
 
 
+ENCODER = {"source": "/models/bge", "placement": {"num_cpus": 16}, "scaling": {"num_replicas": 4}}
+"""In the image for GPUs, this may still compute on CPUs."""
+
+
 def four(**placement: Any) -> dict[str, Any]:
     """A model with four replicas."""
     return serving({"num_gpus": 1, **placement}, {"num_replicas": 4})
@@ -384,7 +388,7 @@ def four(**placement: Any) -> dict[str, Any]:
         # What needs no GPU is not where they are, unless there is no other place.
         ([{}, gpus(1, replicas=4)], {**four(), "gateway": {}}, 25, {"cpu": 1, "gpu": 1}),
         ([{}, gpus(0, replicas=4)], serving({"num_cpus": 16}, {"num_replicas": 4}), 25, {"cpu": 1, "gpu": 1}),
-        ([{}, gpus(1, replicas=4)], serving({"num_cpus": 16}, {"num_replicas": 4}), 25, {"cpu": 1, "gpu": 1}),
+        ([{}, gpus(1, replicas=4)], {**NOTHING, "embeddings": [ENCODER]}, 25, {"cpu": 1, "gpu": 1}),
     ],
 )
 def test_an_incremental_upgrade_adds_what_its_replicas_need(
