@@ -400,6 +400,13 @@ def test_a_new_cluster_is_a_second_one_of_full_size_and_none_is_none() -> None:
     assert config.parse(values, "Pulumi.test.yaml").surge == {}
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_another_image_rolls_out_in_every_stack_of_ours(stack: str) -> None:
+    """With `None`, `up` would succeed, and the old one run on."""
+    found = config.from_file(stack)
+    assert found.surge == {group.name: group.max_replicas for group in found.workers}
+
+
 @pytest.mark.parametrize(
     ("surge", "course"),
     [
