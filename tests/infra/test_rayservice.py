@@ -259,6 +259,19 @@ def test_a_redis_without_password_and_none() -> None:
     assert "gcsFaultToleranceOptions" not in rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]
 
 
+def test_workers_have_the_password_of_the_gateways_redis_from_its_secret_and_the_head_has_not() -> None:
+    serving = settings.parse({"auth": {"redis_url": "rediss://redis:6379/0"}})
+    stack = StackConfig(serving=serving, redis_password=PASSWORD, workers=[WorkerGroup(), GPUS])
+    manifest = rayservice("llm", stack)
+    schemas.validate(manifest)
+    variable = {"name": "REDIS_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    cluster = manifest["spec"]["rayClusterConfig"]
+    for group in cluster["workerGroupSpecs"]:
+        assert variable in group["template"]["spec"]["containers"][0]["env"]
+    assert "REDIS_PASSWORD" not in str(cluster["headGroupSpec"])
+    assert "REDIS_PASSWORD" not in str(rayservice("llm", StackConfig(serving=serving)))
+
+
 def test_the_pod_that_cleans_up_redis_is_a_head_that_the_namespace_takes() -> None:
     """KubeRay makes it of the head's template: first container, volumes, security. It sets limits of its own."""
     head = rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]

@@ -168,6 +168,10 @@ def test_without_built_in_weights_no_directory_of_the_nodes_is_needed() -> None:
             {"gcs_fault_tolerance": {"redis_address": "r:1", "redis_password": {"name": "Redis", "key": "a b"}}},
             ["gcs_fault_tolerance.redis_password.name = 'Redis'", "gcs_fault_tolerance.redis_password.key = 'a b'"],
         ),
+        (
+            {"redis_password": {"name": "redis", "key": "password"}},
+            ["redis_password.name = 'redis'", "no Redis", "serving.auth.redis_url"],
+        ),
         ({"upgrade": {"kind": "Recreate"}}, ["upgrade", "Recreate", "'NewClusterWithIncrementalUpgrade', 'None'"]),
         (
             {"upgrade": {"kind": "NewCluster", "interval_seconds": 5}},
