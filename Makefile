@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve demo experiment key bootstrap weights preview up status logs forward down test aws setup-docker \
-  remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay
+  remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay \
+  vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -113,6 +114,9 @@ vendor-karpenter: .venv-infra/.installed ## copy the pinned Karpenter's CRDs int
 
 vendor-kuberay: .venv-infra/.installed ## copy the pinned KubeRay's manifests into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_kuberay
+
+vendor-secrets: .venv-infra/.installed ## copy the schemas of External Secrets' objects into tests/infra/crds
+	@$(INFRA) -m scripts.vendor_secrets
 
 define install
 	@echo "… installing $(1) from $(2)"

@@ -430,7 +430,8 @@ class Auth(Strict):
     def _redis_is_known(self) -> Self:
         if self.redis_url is not None and "@" in self.redis_url:
             raise ValueError(
-                "redis_url: holds a password in the clear; fix: leave it out, REDIS_PASSWORD is an environment variable"
+                "redis_url: holds a password in the clear; fix: leave it out, it is the environment variable "
+                "REDIS_PASSWORD, and in a stack file redis_password"
             )
         if self.redis_url is not None and not re.match(r"rediss?://.", self.redis_url):
             raise ValueError(

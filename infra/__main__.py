@@ -33,7 +33,7 @@ platform: list[pulumi.Resource] = [KubeRay("kuberay", stack.operator, on_cluster
 controller = None
 if isinstance(stack.cluster, EksCluster) and aws:
     platform.append(Nodes("nodes", stack, stack.cluster, on_cluster))
-    platform.append(ExternalSecrets("secrets", stack.cluster, on_cluster))
+    platform.append(ExternalSecrets("secrets", stack, stack.cluster, on_cluster))
     if aws.entry:
         controller = LoadBalancerController("entry", stack.cluster, aws.network.vpc_id, on_cluster)
         platform.append(controller)

@@ -309,6 +309,9 @@ class StackConfig(Strict):
     gcs_fault_tolerance: GcsFaultTolerance | None = Field(
         default=None, description="Where the Ray head keeps its state; left out, a Ray cluster goes with its head."
     )
+    redis_password: SecretKey | None = Field(
+        default=None, description="Where the password of serving.auth.redis_url is; left out, that Redis has none."
+    )
     upgrade: Upgrade = Field(default=NewCluster(), description="How a change of the Ray cluster comes about.")
     serving: Settings = Settings()
     keys: list[Key] = Field(
@@ -332,6 +335,15 @@ class StackConfig(Strict):
             raise ValueError(
                 f"serving.auth.keys_file = {self.serving.auth.keys_file!r}: in a stack the program makes that file; "
                 "fix: leave it out, and list the keys in `keys`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _password_has_a_redis(self) -> "StackConfig":
+        if self.redis_password and not self.serving.auth.redis_url:
+            raise ValueError(
+                f"redis_password.name = {self.redis_password.name!r}: there is no Redis that it is for; "
+                "fix: set serving.auth.redis_url, or leave it out"
             )
         return self
 
@@ -398,6 +410,11 @@ class StackConfig(Strict):
             raise ValueError(
                 f"gcs_fault_tolerance.redis_address = {self.gcs_fault_tolerance.redis_address!r}: the state is in "
                 "cluster.cache; fix: keep one of them"
+            )
+        if self.cluster.cache and self.serving.auth.redis_url:
+            raise ValueError(
+                f"serving.auth.redis_url = {self.serving.auth.redis_url!r}: the counts are in cluster.cache; "
+                "fix: keep one of them"
             )
         if self.image.repository.startswith("localhost/"):
             raise ValueError(

@@ -8,6 +8,17 @@ KUBERAY = "1.6.2"
 KUBERNETES = "1.35.8"
 EKS = "1.35"
 """Of clusters on AWS: the minor version that the tests here execute, in standard support until 2027-03-27."""
+EKS_ADDONS = {
+    "vpc-cni": "v1.22.4-eksbuild.3",
+    "kube-proxy": "v1.35.3-eksbuild.21",
+    "eks-pod-identity-agent": "v1.3.10-eksbuild.3",
+    "coredns": "v1.13.2-eksbuild.21",
+    "aws-ebs-csi-driver": "v1.63.1-eksbuild.1",
+    "eks-node-monitoring-agent": "v1.6.4-eksbuild.1",
+    "metrics-server": "v0.9.0-eksbuild.5",
+}
+"""What EKS itself takes for a cluster of EKS's version when nothing is said, as published configurations had it from
+its API in August 2026. Left out, each cluster would keep what was the default when it was made."""
 KARPENTER = "1.14.1"
 LOAD_BALANCER_CONTROLLER = "3.2.2"
 """3.5.0 is out; of 3.2.2 the CRDs can be had where this was made."""

@@ -28,10 +28,10 @@ def module_dir(tool: str = "kuberay", module: str = MODULE) -> Path:
     return Path(json.loads(found.stdout)["Dir"])
 
 
-def write(name: str, items: list[dict[str, Any]]) -> None:
+def write(name: str, items: list[dict[str, Any]], directory: Path = MANIFESTS) -> None:
     # An object a line: indented, the CRDs would be three times as large.
     lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
-    (MANIFESTS / f"{name}.json").write_text(f'{{"apiVersion":"v1","kind":"List","items":[\n{lines}\n]}}\n')
+    (directory / f"{name}.json").write_text(f'{{"apiVersion":"v1","kind":"List","items":[\n{lines}\n]}}\n')
 
 
 def vendor() -> None:

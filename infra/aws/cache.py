@@ -1,4 +1,4 @@
-"""A Valkey by ElastiCache, in which the Ray head keeps its state."""
+"""A Valkey by ElastiCache, for the Ray head's state and what the gateway's replicas count together."""
 
 import secrets
 
@@ -17,7 +17,7 @@ class Cache(pulumi.ComponentResource):
     """One shard, as Ray's GCS needs it, with TLS and a password."""
 
     address: pulumi.Output[str]
-    """As gcs_fault_tolerance.redis_address has it."""
+    """rediss://<host>:<port>"""
     password: pulumi.Output[str]
 
     def __init__(
@@ -56,7 +56,7 @@ class Cache(pulumi.ComponentResource):
         valkey = aws.elasticache.ReplicationGroup(
             name,
             replication_group_id=f"{eks.name}-valkey",
-            description=f"State of the Ray head of {eks.name}",
+            description=f"State of the Ray head, and counts of the gateway, of {eks.name}",
             engine="valkey",
             engine_version="8.0",
             node_type=config.node_type,

@@ -130,11 +130,12 @@ class Addons(pulumi.ComponentResource):
 
 
 def _addon(addon: str, cluster: pulumi.Output[str], settings: str | None, opts: pulumi.ResourceOptions) -> None:
-    """In the version that EKS has for the cluster's; what others have changed of it is set back."""
+    """In the ledger's version; what others have changed of it is set back."""
     aws.eks.Addon(
         addon,
         cluster_name=cluster,
         addon_name=addon,
+        addon_version=versions.EKS_ADDONS[addon],
         configuration_values=settings,
         resolve_conflicts_on_create="OVERWRITE",
         resolve_conflicts_on_update="OVERWRITE",

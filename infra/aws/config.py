@@ -175,7 +175,9 @@ class Pool(Strict):
 
 
 class Cache(Strict):
-    """A Valkey in which the Ray head keeps its state, so that the next head goes on where it was."""
+    """A Valkey, in which the Ray head keeps its state, so that the next head goes on where it was, and the gateway's
+    replicas count together what each key takes.
+    """
 
     node_type: str = Field(
         default="cache.t4g.small", pattern=r"^cache\.[a-z0-9]+\.[a-z0-9]+$", description="Size of its nodes."
@@ -263,7 +265,9 @@ class EksCluster(Strict):
     )
     mirrors: Mirrors = Mirrors()
     cache: Cache | None = Field(
-        default=None, description="A Valkey for the Ray head's state; left out, a Ray cluster goes with its head."
+        default=None,
+        description="A Valkey for the Ray head's state and the gateway's counts; left out, a Ray cluster goes with its "
+        "head, and each replica of the gateway counts for itself.",
     )
 
     @field_validator("zones", "admins")

@@ -106,18 +106,39 @@ def _fault_tolerance(options: GcsFaultTolerance | None) -> dict[str, Any]:
 
 
 class Valkey(Protocol):
-    """A Redis that the program makes: what GcsFaultTolerance says of one is known when it is there."""
+    """A Redis that the program makes, for the head's state and the gateway's counts."""
 
     @property
-    def address(self) -> pulumi.Output[str]: ...
+    def address(self) -> pulumi.Output[str]:
+        """rediss://<host>:<port>, known when it is there."""
+        ...
 
     @property
     def password(self) -> pulumi.Output[str]: ...
 
 
-def _to_be_known(service: str) -> GcsFaultTolerance:
+_TO_BE_KNOWN = "rediss://valkey:6379"
+"""In the place of its address."""
+
+
+def _with_valkey(service: str, stack: StackConfig) -> StackConfig:
     password = SecretKey(name=access.valkey_name(service), key="password")
-    return GcsFaultTolerance(redis_address="valkey:6379", redis_password=password)
+    auth = stack.serving.auth.model_copy(update={"redis_url": _TO_BE_KNOWN})
+    return stack.model_copy(
+        update={
+            "gcs_fault_tolerance": GcsFaultTolerance(redis_address=_TO_BE_KNOWN, redis_password=password),
+            "serving": stack.serving.model_copy(update={"auth": auth}),
+            "redis_password": password,
+        }
+    )
+
+
+def _know(manifest: dict[str, Any], address: pulumi.Output[str]) -> None:
+    """Put the address where _with_valkey has none."""
+    spec = manifest["spec"]
+    before, after = spec["serveConfigV2"].split(_TO_BE_KNOWN)
+    spec["serveConfigV2"] = pulumi.Output.concat(before, address, after)
+    spec["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] = address
 
 
 def _head(service: str, stack: StackConfig) -> dict[str, Any]:
@@ -137,7 +158,11 @@ def _worker(service: str, stack: StackConfig, group: WorkerGroup) -> dict[str, A
     # The gateway is on a worker, and reads the file again when the Secret changes.
     pod["spec"]["volumes"].append({"name": "keys", "secret": {"secretName": access.keys_name(service)}})
     mount = {"name": "keys", "mountPath": str(PurePosixPath(KEYS_FILE).parent), "readOnly": True}
-    pod["spec"]["containers"][0]["volumeMounts"].append(mount)
+    (container,) = pod["spec"]["containers"]
+    container["volumeMounts"].append(mount)
+    if stack.redis_password:
+        reference = {"secretKeyRef": stack.redis_password.model_dump()}
+        container["env"].append({"name": "REDIS_PASSWORD", "valueFrom": reference})
     mount_models(pod, service, stack)
     drain(pod, stack)
     place(pod, stack, group)
@@ -231,7 +256,7 @@ class RayServing(pulumi.ComponentResource):
     ) -> None:
         super().__init__("blueprint:serving:RayServing", name, None, opts)
         if valkey:
-            stack = stack.model_copy(update={"gcs_fault_tolerance": _to_be_known(name)})
+            stack = _with_valkey(name, stack)
         namespace = kubernetes.core.v1.Namespace(
             name,
             metadata=signed({"name": stack.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}),
@@ -242,7 +267,7 @@ class RayServing(pulumi.ComponentResource):
         others = [self._create(manifest, depends_on=[namespace]) for manifest in around(name, stack)]
         manifest = rayservice(name, stack)
         if valkey:
-            manifest["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] = valkey.address
+            _know(manifest, valkey.address)
             others.append(self._create(access.valkey_secret(name, stack, valkey.password), depends_on=[namespace]))
         custom_resource(name, manifest, pulumi.ResourceOptions(parent=self, depends_on=[token, *others]))
         self.namespace = stack.namespace

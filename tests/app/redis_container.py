@@ -104,10 +104,13 @@ def image() -> str:
 
 
 class Server:
-    """A Redis that asks for a password and keeps nothing on disk, on a port of 127.0.0.1 that stays the same."""
+    """A Redis that asks for a password and keeps nothing on disk, on ports of 127.0.0.1 that stay the same."""
 
-    def __init__(self, container: DockerContainer, port: int) -> None:
+    def __init__(self, container: DockerContainer, port: int, tls_port: int, certificate: Path) -> None:
         self.url = f"redis://127.0.0.1:{port}/0"
+        self.tls_url = f"rediss://127.0.0.1:{tls_port}/0"
+        self.certificate = certificate
+        """Of its own making."""
         self.client = Redis(port=port, password=PASSWORD)
         self._container = container.get_wrapped_container()
 
@@ -136,11 +139,30 @@ class Server:
 @contextlib.contextmanager
 def started() -> Iterator[Server]:
     """A Redis, removed at the end."""
-    port = free_port()
-    container = DockerContainer(image()).with_command(["redis-server", "--save", "", "--requirepass", PASSWORD])
-    # with_bind_ports would open it on every address of the machine.
-    cast(dict[str, Any], container.ports)["6379"] = ("127.0.0.1", port)
-    with container:
-        server = Server(container, port)
-        server.start()
-        yield server
+    port, tls_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        certificate, key = Path(directory, "server.crt"), Path(directory, "server.key")
+        _run(
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"),
+            *("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key),
+        )
+        Path(directory).chmod(0o755)
+        key.chmod(0o644)  # Redis is another user
+        container = (
+            DockerContainer(image())
+            .with_volume_mapping(directory, "/tls", "ro")
+            .with_command(
+                [
+                    *("redis-server", "--save", "", "--requirepass", PASSWORD),
+                    *("--tls-port", "6380", "--tls-auth-clients", "no", "--tls-ca-cert-file", "/tls/server.crt"),
+                    *("--tls-cert-file", "/tls/server.crt", "--tls-key-file", "/tls/server.key"),
+                ]
+            )
+        )
+        # with_bind_ports would open them on every address of the machine.
+        ports = cast(dict[str, Any], container.ports)
+        ports |= {"6379": ("127.0.0.1", port), "6380": ("127.0.0.1", tls_port)}
+        with container:
+            server = Server(container, port, tls_port, certificate)
+            server.start()
+            yield server

@@ -216,6 +216,22 @@ async def test_a_redis_that_hangs_is_left_alone(redis: Server) -> None:
         assert time.monotonic() - started < 10 * limits.REDIS_SECONDS
 
 
+async def test_they_count_by_tls(redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(redis.certificate))
+    one, other, limited = Limiter(redis.tls_url), Limiter(redis.url), key(requests_per_minute=1, concurrency=1)
+    await admit(one, limited)
+    with refused("1 requests per minute"):
+        await admit(other, limited)
+
+
+async def test_who_has_a_certificate_that_nobody_vouches_for_gets_no_password(
+    redis: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    await admit(Limiter(redis.tls_url), key(requests_per_minute=1))
+    assert "certificate verify failed" in caplog.text
+    assert redis.client.keys("*") == []
+
+
 async def test_a_wrong_password_is_told(
     redis: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """Each stack's AWS half, once to the real provider and back: what the tests of tests/aws look at."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.aws.config import EksCluster
+from infra.aws.config import EksCluster, Entry
 from infra.aws.stack import Aws
 from infra.config import ROOT, from_file
 from tests.aws.running import FakeAws, fake_aws
@@ -21,6 +22,18 @@ CLUSTERS = {
     for stack in sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
     if isinstance(cluster := from_file(stack).cluster, EksCluster)
 }
+
+
+HOST = "models.example.com"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stack without a way in, when it has got one from the internet."""
+
+    certificate: str
+    made: dict[str, dict[str, Any]]
+    changes: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Cycle:
     there: dict[str, list[str]]
     """What AWS had after `apply`, by its own account."""
     changes: str
+    opened: Opened | None
     left: dict[str, list[str]]
 
 
@@ -48,24 +62,50 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Schema:
 
 @pytest.fixture(scope="session")
 def translations(schema: Schema) -> dict[str, Translation]:
-    return {stack: translate(lambda stack=stack: _half(stack), schema, stack) for stack in CLUSTERS}
+    return {
+        stack: translate(lambda stack=stack, cluster=cluster: _half(stack, cluster), schema, stack)
+        for stack, cluster in CLUSTERS.items()
+    }
 
 
-def _half(stack: str) -> dict[str, Any]:
-    return Aws("aws", from_file(stack), CLUSTERS[stack], SERVICE).outputs
+@pytest.fixture(scope="session")
+def public(schema: Schema) -> dict[str, Translation]:
+    """The stacks without a way in, with one from the internet."""
+    return {
+        stack: translate(lambda stack=stack, cluster=cluster: _half(stack, _public(cluster)), schema, stack)
+        for stack, cluster in CLUSTERS.items()
+        if not cluster.entry
+    }
+
+
+def _half(stack: str, cluster: EksCluster) -> dict[str, Any]:
+    return Aws("aws", from_file(stack), cluster, SERVICE).outputs
+
+
+def _public(cluster: EksCluster) -> EksCluster:
+    entry = Entry(public=True, host=HOST, certificate=_to_be_made(cluster))
+    return cluster.model_copy(update={"entry": entry})
+
+
+def _to_be_made(cluster: EksCluster) -> str:
+    """In the place of the certificate that the fake AWS will have."""
+    return f"arn:aws:acm:{cluster.region}:{cluster.account}:certificate/to-be-made"
 
 
 @pytest.fixture(scope="session")
 def cycles(
-    translations: dict[str, Translation], tmp_path_factory: pytest.TempPathFactory
+    translations: dict[str, Translation], public: dict[str, Translation], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Cycle]]]:
     """All stacks at once: the provider waits most of the time, for changes to spread that need none here."""
     directory = tmp_path_factory.mktemp("stacks")
     with ThreadPoolExecutor(len(translations)) as threads:
-        yield {stack: threads.submit(_cycle, stack, found, directory / stack) for stack, found in translations.items()}
+        yield {
+            stack: threads.submit(_cycle, stack, found, public.get(stack), directory / stack)
+            for stack, found in translations.items()
+        }
 
 
-def _cycle(stack: str, translation: Translation, directory: Path) -> Cycle:
+def _cycle(stack: str, translation: Translation, public: Translation | None, directory: Path) -> Cycle:
     cluster = CLUSTERS[stack]
     terraform = Terraform(directory)
     with fake_aws(directory, cluster.account, cluster.region) as aws:
@@ -74,16 +114,19 @@ def _cycle(stack: str, translation: Translation, directory: Path) -> Cycle:
         terraform.init()
         invalid = terraform.validate()
         terraform.apply()
-        return _from_there(cluster, translation, terraform, aws, invalid)
+        made, outputs, there = terraform.state(), terraform.outputs(), aws.has()
+        changes = terraform.changes()
+        opened = _open(cluster, public, terraform, aws) if public else None
+        terraform.destroy()
+        return Cycle(cluster, translation, invalid, made, outputs, there, changes, opened, aws.has())
 
 
-def _from_there(
-    cluster: EksCluster, translation: Translation, terraform: Terraform, aws: FakeAws, invalid: list[str]
-) -> Cycle:
-    made, outputs, there = terraform.state(), terraform.outputs(), aws.has()
-    changes = terraform.changes()
-    terraform.destroy()
-    return Cycle(cluster, translation, invalid, made, outputs, there, changes, aws.has())
+def _open(cluster: EksCluster, public: Translation, terraform: Terraform, aws: FakeAws) -> Opened:
+    certificate = aws.client("acm").request_certificate(DomainName=HOST)["CertificateArn"]
+    document = json.dumps(public.document()).replace(_to_be_made(cluster), certificate)
+    terraform.write(json.loads(document), public.provider)
+    terraform.apply()
+    return Opened(certificate, terraform.state(), terraform.changes())
 
 
 @pytest.fixture(scope="session", params=CLUSTERS)

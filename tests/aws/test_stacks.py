@@ -1,10 +1,14 @@
 """Each stack's AWS half, as the real AWS provider takes it: applied, unchanged, destroyed. AWS itself is a fake."""
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from infra.aws.config import SYSTEM
-from tests.aws.conftest import Cycle
+from tests.aws.conftest import CLUSTERS, Cycle
 from tests.aws.terraform import Terraform
 from tests.aws.translate import NEWER, Translation
 
@@ -34,8 +38,41 @@ def test_aws_has_it(cycle: Cycle) -> None:
     assert there["repositories"] == [cluster.name]
     assert there["queues"][0].endswith(f"/{cluster.account}/{cluster.name}")
     assert [len(there[kind]) for kind in ("VPCs", "subnets", "NAT gateways", "addresses")] == [1, 6, zones, zones]
+    assert there.get("load balancers", []) == ([f"{cluster.name}-entry"] if cluster.entry else [])
+    assert there.get("target groups", []) == ([f"{cluster.name}-serve"] if cluster.entry else [])
     assert there.get("caches", []) == ([f"{cluster.name}-valkey"] if cluster.cache else [])
     assert all(name.startswith(cluster.name) for name in there["roles"])
+
+
+def test_the_way_in_is_internal(cycle: Cycle) -> None:
+    assert _ways_in(cycle.made) == ([(True, 80, "TCP", None)] if cycle.cluster.entry else [])
+
+
+@pytest.mark.parametrize("stack", [stack for stack, cluster in CLUSTERS.items() if not cluster.entry])
+def test_a_stack_that_runs_is_opened_to_the_internet_by_tls(stack: str, cycles: dict[str, Future[Cycle]]) -> None:
+    cycle = cycles[stack].result()
+    assert cycle.opened
+    assert _ways_in(cycle.opened.made) == [(False, 443, "TLS", cycle.opened.certificate)]
+    assert cycle.opened.made.keys() > cycle.made.keys()
+    assert {kind: cycle.opened.made[kind]["id"] for kind in cycle.made} == {
+        kind: made["id"] for kind, made in cycle.made.items()
+    }, "something was made anew"
+    assert cycle.opened.changes == ""
+
+
+def _ways_in(made: dict[str, Any]) -> list[tuple[bool, int, str, str | None]]:
+    """Whether it is internal, port, protocol and certificate of each."""
+    balancers = {values["arn"]: values for address, values in made.items() if address.startswith("aws_lb.")}
+    return [
+        (
+            balancers[values["load_balancer_arn"]]["internal"],
+            values["port"],
+            values["protocol"],
+            values["certificate_arn"],
+        )
+        for address, values in made.items()
+        if address.startswith("aws_lb_listener.")
+    ]
 
 
 def test_everything_that_takes_tags_has_the_stacks(cycle: Cycle) -> None:

@@ -1,18 +1,22 @@
 """Schemas of objects: Kubernetes' own, as the pinned Pulumi provider carries them, and those of the vendored CRDs.
 
-Stricter than the API server, which drops in silence a field that it does not know.
+Stricter than the API server, which drops in silence a field that it does not know. The rules of a CRD that are written
+in CEL are not looked at.
 """
 
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
 from infra.config import ROOT
-from infra.platform import kuberay
+from infra.platform.kuberay import MANIFESTS
 
 _SOURCE = ROOT / "scripts" / "tools" / "pulumi-kubernetes" / "schema.json"
+_CRDS = (MANIFESTS, Path(__file__).parent / "crds")
+_METADATA = "#/types/kubernetes:meta/v1:ObjectMeta"
 
 
 @functools.cache
@@ -21,16 +25,37 @@ def _source() -> dict[str, Any]:
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Raises jsonschema.ValidationError for what is not the Kubernetes object that it says it is."""
+    """Raises jsonschema.ValidationError for what is not the Kubernetes object that it says it is, LookupError for a
+    kind of which there is no schema here.
+    """
     _validator(manifest["apiVersion"], manifest["kind"]).validate(manifest)
 
 
 @functools.cache
 def _validator(version: str, kind: str) -> jsonschema.Draft202012Validator:
-    resource = _source()["resources"][f"kubernetes:{version if '/' in version else f'core/{version}'}:{kind}"]
     definitions: dict[str, Any] = {}
-    schema = _object(resource["inputProperties"], [], definitions)
+    resource = _source()["resources"].get(f"kubernetes:{version if '/' in version else f'core/{version}'}:{kind}")
+    if resource:
+        schema = _object(resource["inputProperties"], [], definitions)
+    else:
+        schema = _strict(_crd_versions()[version, kind])
+        schema["properties"]["metadata"] = _value({"$ref": _METADATA}, definitions)
     return jsonschema.Draft202012Validator({**schema, "$defs": definitions})
+
+
+@functools.cache
+def _crd_versions() -> dict[tuple[str, str], dict[str, Any]]:
+    """The schemas of the vendored CRDs, by apiVersion and kind."""
+    lists = [json.loads(path.read_text()) for directory in _CRDS for path in directory.glob("*-crds.json")]
+    return {
+        (f"{crd['spec']['group']}/{version['name']}", crd["spec"]["names"]["kind"]): version["schema"][
+            "openAPIV3Schema"
+        ]
+        for found in lists
+        for crd in found["items"]
+        for version in crd["spec"]["versions"]
+        if version["served"]
+    }
 
 
 def _object(properties: dict[str, Any], required: list[str], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -53,16 +78,6 @@ def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         return {"anyOf": [_value(choice, definitions) for choice in schema["oneOf"]]}
     nested = {key: _value(schema[key], definitions) for key in ("items", "additionalProperties") if key in schema}
     return {key: schema[key] for key in ("type", "const") if key in schema} | nested
-
-
-@functools.cache
-def custom(manifests: str, name: str, version: str = "v1") -> jsonschema.Draft202012Validator:
-    """Of a CRD in one of the files in infra/platform/manifests."""
-    found = {crd["metadata"]["name"]: crd for crd in kuberay.manifests(manifests)}[name]
-    schema = next(v for v in found["spec"]["versions"] if v["name"] == version)["schema"]["openAPIV3Schema"]
-    strict = _strict(schema)
-    strict["properties"]["metadata"] = {"type": "object"}
-    return jsonschema.Draft202012Validator(strict)
 
 
 def _strict(schema: Any) -> Any:

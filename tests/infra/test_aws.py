@@ -157,7 +157,9 @@ def test_admins_and_nobody_else_are_admins(made: Registered) -> None:
 
 
 def test_addons_come_before_the_nodes_that_need_them_and_after_those_they_need(made: Registered) -> None:
-    assert set(of(made, "Addon")) == {*BEFORE_NODES, *AFTER_NODES}
+    addons = of(made, "Addon")
+    assert set(addons) == {*BEFORE_NODES, *AFTER_NODES} == versions.EKS_ADDONS.keys()
+    assert {addon: resource.inputs["addonVersion"] for addon, resource in addons.items()} == versions.EKS_ADDONS
     group = made["NodeGroup/system"]
     assert {f"Addon/{addon}" for addon in BEFORE_NODES} <= set(group.after)
     assert {f"Route/network-private-{zone}" for zone in "abc"} <= set(group.after)

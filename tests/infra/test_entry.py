@@ -134,7 +134,7 @@ def test_the_controller_is_the_ledgers_after_its_crds() -> None:
 
 def test_the_binding_is_what_its_crd_takes_and_goes_before_the_controller() -> None:
     manifest = binding("llm-serve-svc", "serving", "arn:tg", "vpc-1")
-    schemas.custom("load-balancer-controller-crds", "targetgroupbindings.elbv2.k8s.aws", "v1beta1").validate(manifest)
+    schemas.validate(manifest)
     assert "Release/aws-load-balancer-controller" in installed()["TargetGroupBinding/llm-serve-svc"].after
 
 

@@ -165,13 +165,6 @@ def test_elsewhere_pods_go_where_the_scheduler_puts_them() -> None:
         assert not {"nodeSelector", "tolerations"} & set(group["template"]["spec"])
 
 
-CRDS = {"NodePool": "nodepools.karpenter.sh", "EC2NodeClass": "ec2nodeclasses.karpenter.k8s.aws"}
-
-
-def validate(manifest: dict[str, Any]) -> None:
-    schemas.custom("karpenter-crds", CRDS[manifest["kind"]]).validate(manifest)
-
-
 @pytest.mark.parametrize("name", EKS_STACKS)
 def test_karpenter_takes_the_nodes_of_every_stack(name: str) -> None:
     stack = from_file(name)
@@ -179,7 +172,7 @@ def test_karpenter_takes_the_nodes_of_every_stack(name: str) -> None:
     manifests = list(chain(*node_pools(stack, stack.cluster)))
     assert len(manifests) == 2 * len(stack.workers)
     for manifest in manifests:
-        validate(manifest)
+        schemas.validate(manifest)
 
 
 def test_karpenter_takes_everything_that_a_pool_may_say() -> None:
@@ -187,11 +180,11 @@ def test_karpenter_takes_everything_that_a_pool_may_say() -> None:
     stack = eks_stack({**GPUS, "pool": pool}, CPU)
     assert isinstance(stack.cluster, EksCluster)
     for manifest in chain(*node_pools(stack, stack.cluster)):
-        validate(manifest)
+        schemas.validate(manifest)
 
 
 def test_the_check_finds_a_misspelt_field() -> None:
     pool = pool_of(eks_stack())
     pool["spec"]["template"]["spec"]["expiresAfter"] = "Never"
     with pytest.raises(jsonschema.ValidationError, match="expiresAfter"):
-        validate(pool)
+        schemas.validate(pool)

@@ -13,7 +13,7 @@ from infra.config import StackConfig
 from infra.platform.karpenter import node_pool
 from infra.platform.nodes import Nodes
 from infra.platform.secrets import ExternalSecrets
-from tests.infra.made_up import FROM_HUB, GPUS, NAME, Resource, eks_stack, registering
+from tests.infra.made_up import FROM_HUB, GPUS, NAME, REGION, Resource, eks_stack, registering
 
 MANAGED = {**GPUS, "pool": {"gpu": "L4", "nodes": "managed"}}
 
@@ -22,7 +22,7 @@ def register(stack: StackConfig) -> dict[str, Resource]:
     def program() -> None:
         assert isinstance(stack.cluster, EksCluster)
         Nodes("nodes", stack, stack.cluster, pulumi.ResourceOptions())
-        ExternalSecrets("secrets", stack.cluster, pulumi.ResourceOptions())
+        ExternalSecrets("secrets", stack, stack.cluster, pulumi.ResourceOptions())
 
     return registering(program)
 
@@ -113,6 +113,15 @@ def test_external_secrets_has_the_account_of_its_role_and_runs_restricted() -> N
     # Of the role that tests/infra/test_aws.py knows.
     assert values["serviceAccount"] == {"name": "external-secrets"}
     assert values["global"]["nodeSelector"] == {"blueprint/pool": "system"}
+
+
+def test_the_store_is_the_clusters_region_and_opens_for_the_namespaces_of_the_stack_alone() -> None:
+    stack = eks_stack()
+    registered = register(stack)
+    made = registered["ClusterSecretStore/secrets-store"]
+    assert "Release/external-secrets" in made.after, "which brings its CRD, and reads it"
+    assert made.inputs["spec"]["provider"] == {"aws": {"service": "SecretsManager", "region": REGION}}
+    assert made.inputs["spec"]["conditions"] == [{"namespaces": [stack.namespace, stack.monitoring_namespace]}]
 
 
 def test_charts_and_images_may_come_from_mirrors() -> None:

@@ -1,10 +1,14 @@
 """infra/ under Pulumi's mocks: what the program registers for each stack, without an engine."""
 
+import functools
 import json
+import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jsonschema
 import pulumi
 import pytest
 import yaml
@@ -15,6 +19,7 @@ from infra import versions
 from infra.aws.config import EksCluster
 from infra.config import ROOT, from_file, native_kubeconfig
 from infra.platform.kubeconfig import sign
+from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
@@ -62,14 +67,17 @@ def run(stack: str, values: dict[str, Any] | None = None) -> dict[str, tuple[str
     return record(stack, values).resources
 
 
+recorded_once = functools.cache(record)
+
+
 @pytest.fixture(scope="module")
 def local() -> Recorder:
-    return record("local")
+    return recorded_once("local")
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_stack_registers_operator_and_rayservice(stack: str, local: Recorder) -> None:
-    recorded = local if stack == "local" else record(stack)
+def test_every_stack_registers_operator_and_rayservice(stack: str) -> None:
+    recorded = recorded_once(stack)
     types = {kind for kind, _ in recorded.resources.values()}
     assert "kubernetes:ray.io/v1:RayService" in types
     cluster = from_file(stack).cluster
@@ -78,6 +86,51 @@ def test_every_stack_registers_operator_and_rayservice(stack: str, local: Record
     assert ({"curl", "load_balancer"} <= recorded.outputs.keys()) is entry
     assert "blueprint:platform:KubeRay" in types
     assert "pulumi:providers:kubernetes" in types
+
+
+def objects(recorder: Recorder) -> Iterator[dict[str, Any]]:
+    """All that goes to the API server, but for others' charts and CRDs."""
+    for kind, inputs in recorder.resources.values():
+        if kind.startswith("kubernetes:yaml/"):
+            yield from (item for item in inputs["objs"] if item["kind"] != "CustomResourceDefinition")
+        elif kind.startswith("kubernetes:") and not kind.startswith("kubernetes:helm.sh/"):
+            yield {field: rpc.unwrap_rpc_secret(value) for field, value in inputs.items()}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_object_of_every_stack_is_of_its_kind(stack: str) -> None:
+    found = list(objects(recorded_once(stack)))
+    for manifest in found:
+        schemas.validate(manifest)
+    kinds = {manifest["kind"] for manifest in found}
+    wanted = {"Deployment", "NetworkPolicy", "RayService", "ResourceQuota", "Secret"}
+    if isinstance(from_file(stack).cluster, EksCluster):
+        wanted |= {"ClusterSecretStore", "EC2NodeClass", "NodePool"}
+    assert wanted <= kinds
+
+
+EXAMPLES = [
+    block
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    for block in re.findall(r"```yaml\n(apiVersion: .*?)```", path.read_text(), re.DOTALL)
+    if "kind.x-k8s.io" not in block
+]
+
+
+@pytest.mark.parametrize("block", EXAMPLES)
+def test_the_objects_in_the_documentation_are_of_their_kind(block: str) -> None:
+    for manifest in yaml.safe_load_all(block):
+        schemas.validate(manifest)
+
+
+@pytest.mark.parametrize("kind", ["NodePool", "ClusterSecretStore", "TargetGroupBinding", "NetworkPolicy"])
+def test_the_check_finds_a_field_that_its_kind_does_not_know(kind: str) -> None:
+    manifest = next(manifest for manifest in objects(recorded_once("prod")) if manifest["kind"] == kind)
+    for place in ({}, {"metadata": manifest["metadata"]}, {"spec": manifest["spec"]}):
+        wrong = {**manifest, **{field: {**inner, "misspelt": "x"} for field, inner in place.items()}}
+        wrong = wrong if place else {**wrong, "misspelt": "x"}
+        with pytest.raises(jsonschema.ValidationError, match="misspelt"):
+            schemas.validate(wrong)
 
 
 def test_the_provider_gets_the_path_of_a_kubeconfig_and_no_credentials(local: Recorder) -> None:

@@ -29,21 +29,16 @@ from tests.infra import schemas
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
 
-@pytest.fixture(scope="session")
-def crd() -> jsonschema.Draft202012Validator:
-    return schemas.custom("kuberay-crds", "rayservices.ray.io")
-
-
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_stack_renders_a_valid_rayservice(stack: str, crd: jsonschema.Draft202012Validator) -> None:
-    crd.validate(rayservice("llm", from_file(stack)))
+def test_every_stack_renders_a_valid_rayservice(stack: str) -> None:
+    schemas.validate(rayservice("llm", from_file(stack)))
 
 
-def test_the_check_finds_a_misspelt_field(crd: jsonschema.Draft202012Validator) -> None:
+def test_the_check_finds_a_misspelt_field() -> None:
     manifest = rayservice("llm", StackConfig())
     manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParam"] = {}
     with pytest.raises(jsonschema.ValidationError, match="rayStartParam"):
-        crd.validate(manifest)
+        schemas.validate(manifest)
 
 
 def applications(stack: StackConfig) -> dict[str, dict[str, Any]]:
@@ -114,9 +109,9 @@ def test_workers_mount_the_secret_and_the_head_does_not() -> None:
 GPUS = WorkerGroup(name="h100", min_replicas=3, max_replicas=3, cpus=96, gpus=8, memory_gib=900)
 
 
-def test_workers_tell_kubernetes_and_ray_of_their_gpus(crd: jsonschema.Draft202012Validator) -> None:
+def test_workers_tell_kubernetes_and_ray_of_their_gpus() -> None:
     manifest = rayservice("llm", StackConfig(workers=[WorkerGroup(), GPUS]))
-    crd.validate(manifest)
+    schemas.validate(manifest)
     cpu, gpu = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert (gpu["groupName"], gpu["minReplicas"], gpu["replicas"], gpu["maxReplicas"]) == ("h100", 3, 3, 3)
     assert gpu["rayStartParams"] == {"num-cpus": "96", "num-gpus": "8"}
@@ -159,9 +154,9 @@ def test_a_stack_of_fixed_size_has_no_autoscaler() -> None:
     assert "projected" not in str(cluster["headGroupSpec"])
 
 
-def test_a_group_with_room_to_grow_is_the_autoscalers(crd: jsonschema.Draft202012Validator) -> None:
+def test_a_group_with_room_to_grow_is_the_autoscalers() -> None:
     manifest = rayservice("llm", ROOM.model_copy(update={"idle_timeout_seconds": 90}))
-    crd.validate(manifest)
+    schemas.validate(manifest)
     cluster = manifest["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"] is True
     options = cluster["autoscalerOptions"]
@@ -214,9 +209,9 @@ INCREMENTAL = Incremental(gateway_class_name="envoy", max_surge_percent=20, step
 
 
 @pytest.mark.parametrize("upgrade", [NewCluster(), INCREMENTAL, NoUpgrade()], ids=lambda upgrade: upgrade.kind)
-def test_the_strategy_is_kuberays(upgrade: Upgrade, crd: jsonschema.Draft202012Validator) -> None:
+def test_the_strategy_is_kuberays(upgrade: Upgrade) -> None:
     manifest = upgraded(upgrade)
-    crd.validate(manifest)
+    schemas.validate(manifest)
     assert manifest["spec"]["upgradeStrategy"]["type"] == upgrade.kind
     annotations = manifest["metadata"]["annotations"]
     assert annotations["pulumi.com/waitFor"] == '["condition=Ready","condition=UpgradeInProgress=False"]'
@@ -245,10 +240,10 @@ def test_other_strategies_have_no_options(upgrade: Upgrade) -> None:
 PASSWORD = SecretKey(name="redis", key="password")
 
 
-def test_the_heads_state_is_in_redis(crd: jsonschema.Draft202012Validator) -> None:
+def test_the_heads_state_is_in_redis() -> None:
     redis = GcsFaultTolerance(redis_address="rediss://state.example.com:6379", redis_password=PASSWORD)
     manifest = rayservice("llm", StackConfig(gcs_fault_tolerance=redis))
-    crd.validate(manifest)
+    schemas.validate(manifest)
     # And no externalStorageNamespace, which two Ray clusters of one RayService would share.
     assert manifest["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] == {
         "redisAddress": "rediss://state.example.com:6379",
@@ -256,12 +251,25 @@ def test_the_heads_state_is_in_redis(crd: jsonschema.Draft202012Validator) -> No
     }
 
 
-def test_a_redis_without_password_and_none(crd: jsonschema.Draft202012Validator) -> None:
+def test_a_redis_without_password_and_none() -> None:
     redis = GcsFaultTolerance(redis_address="redis:6379")
     manifest = rayservice("llm", StackConfig(gcs_fault_tolerance=redis))
-    crd.validate(manifest)
+    schemas.validate(manifest)
     assert manifest["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
     assert "gcsFaultToleranceOptions" not in rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]
+
+
+def test_workers_have_the_password_of_the_gateways_redis_from_its_secret_and_the_head_has_not() -> None:
+    serving = settings.parse({"auth": {"redis_url": "rediss://redis:6379/0"}})
+    stack = StackConfig(serving=serving, redis_password=PASSWORD, workers=[WorkerGroup(), GPUS])
+    manifest = rayservice("llm", stack)
+    schemas.validate(manifest)
+    variable = {"name": "REDIS_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    cluster = manifest["spec"]["rayClusterConfig"]
+    for group in cluster["workerGroupSpecs"]:
+        assert variable in group["template"]["spec"]["containers"][0]["env"]
+    assert "REDIS_PASSWORD" not in str(cluster["headGroupSpec"])
+    assert "REDIS_PASSWORD" not in str(rayservice("llm", StackConfig(serving=serving)))
 
 
 def test_the_pod_that_cleans_up_redis_is_a_head_that_the_namespace_takes() -> None:
@@ -289,10 +297,10 @@ PATIENT = {"graceful_shutdown_timeout_s": 299.5}
     ids=["default", "a variant", "the gateway", "a stage of the pipeline"],
 )
 def test_workers_have_the_time_that_the_most_patient_deployment_takes(
-    values: dict[str, Any], drain: str, grace: int, delay: int, crd: jsonschema.Draft202012Validator
+    values: dict[str, Any], drain: str, grace: int, delay: int
 ) -> None:
     manifest = rayservice("llm", StackConfig(serving=settings.parse(values), workers=[WorkerGroup(cpus=4), GPUS]))
-    crd.validate(manifest)
+    schemas.validate(manifest)
     assert manifest["spec"]["rayClusterDeletionDelaySeconds"] == delay
     cluster = manifest["spec"]["rayClusterConfig"]
     # It would wait for itself.

@@ -4,8 +4,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import pulumi
 import pytest
+import yaml
 from pulumi.runtime import mocks, rpc
 
+from app import settings
 from infra.config import StackConfig
 from infra.platform.kubeconfig import manager
 from infra.serving.rayservice import RayServing, around
@@ -100,9 +102,11 @@ def test_rays_token_is_made_once_and_kept_secret(registered: dict[str, Resource]
     assert rpc.is_rpc_secret(token.inputs["data"]), "it would be in the clear in Pulumi's state"
 
 
+VALKEY = {"address": "rediss://valkey.example.com:6379", "password": "sesame"}
+
+
 def test_the_heads_state_is_in_the_programs_own_valkey() -> None:
-    valkey = {"address": "rediss://valkey.example.com:6379", "password": "sesame"}
-    registered = register(StackConfig(), **valkey)
+    registered = register(StackConfig(), **VALKEY)
     secret = registered["Secret/llm-valkey"]
     assert rpc.is_rpc_secret(secret.inputs["stringData"]), "it would be in the clear in Pulumi's state"
     assert rpc.unwrap_rpc_secret(secret.inputs["stringData"]) == {"password": "sesame"}
@@ -112,5 +116,18 @@ def test_the_heads_state_is_in_the_programs_own_valkey() -> None:
         "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "llm-valkey", "key": "password"}}},
     }
     assert "Secret/llm-valkey" in service.after
-    ports = registered["NetworkPolicy/gcs-state"].inputs["spec"]["egress"][0]["ports"]
-    assert ports == [{"port": 6379, "protocol": "TCP"}]
+    for policy in ("gcs-state", "redis"):
+        ports = registered[f"NetworkPolicy/{policy}"].inputs["spec"]["egress"][0]["ports"]
+        assert ports == [{"port": 6379, "protocol": "TCP"}]
+
+
+def test_and_so_are_the_counts_of_the_gateway() -> None:
+    spec = register(StackConfig(), **VALKEY)[RAYSERVICE].inputs["spec"]
+    applications = {item["name"]: item["args"] for item in yaml.safe_load(spec["serveConfigV2"])["applications"]}
+    assert settings.parse(applications.pop("gateway")).auth.redis_url == VALKEY["address"]
+    assert "valkey" not in str(applications)
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    variables = {item["name"]: item for item in group["template"]["spec"]["containers"][0]["env"]}
+    reference = {"secretKeyRef": {"name": "llm-valkey", "key": "password"}}
+    assert variables["REDIS_PASSWORD"]["valueFrom"] == reference
+    assert "sesame" not in str(spec)

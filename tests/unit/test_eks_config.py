@@ -90,6 +90,13 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
         {**eks(cache={}), "gcs_fault_tolerance": {"redis_address": "redis:6379"}},
         ["gcs_fault_tolerance.redis_address = 'redis:6379'", "cluster.cache", "keep one"],
     ),
+    (
+        {
+            **eks(cache={}),
+            "serving": {**NOTHING, "models": [{"variants": [HUB]}], "auth": {"redis_url": "redis://redis:6379"}},
+        },
+        ["serving.auth.redis_url = 'redis://redis:6379'", "cluster.cache", "keep one"],
+    ),
     (eks(entry={"public": True}), ["cluster.entry.certificate: is missing", "in the clear", "leave public out"]),
     (eks(entry={"public": True, "certificate": CERTIFICATE}), ["cluster.entry.host: is missing"]),
     (eks(entry={"host": "models.example.com"}), ["cluster.entry.host = 'models.example.com'", "or neither"]),

@@ -168,6 +168,10 @@ def test_without_built_in_weights_no_directory_of_the_nodes_is_needed() -> None:
             {"gcs_fault_tolerance": {"redis_address": "r:1", "redis_password": {"name": "Redis", "key": "a b"}}},
             ["gcs_fault_tolerance.redis_password.name = 'Redis'", "gcs_fault_tolerance.redis_password.key = 'a b'"],
         ),
+        (
+            {"redis_password": {"name": "redis", "key": "password"}},
+            ["redis_password.name = 'redis'", "no Redis", "serving.auth.redis_url"],
+        ),
         ({"upgrade": {"kind": "Recreate"}}, ["upgrade", "Recreate", "'NewClusterWithIncrementalUpgrade', 'None'"]),
         (
             {"upgrade": {"kind": "NewCluster", "interval_seconds": 5}},
@@ -402,6 +406,13 @@ def test_a_new_cluster_is_a_second_one_of_full_size_and_none_is_none() -> None:
     assert config.parse({"workers": workers}, "Pulumi.test.yaml").surge == {"cpu": 1, "gpu": 4}
     values = {"workers": workers, "upgrade": {"kind": "None"}}
     assert config.parse(values, "Pulumi.test.yaml").surge == {}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_another_image_rolls_out_in_every_stack_of_ours(stack: str) -> None:
+    """With `None`, `up` would succeed, and the old one run on."""
+    found = config.from_file(stack)
+    assert found.surge == {group.name: group.max_replicas for group in found.workers}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def test_go_modules() -> None:
     assert required("coredns", "github.com/coredns/coredns") == f"v{versions.COREDNS}"
 
 
+def test_eks_is_the_kubernetes_that_the_tests_execute_and_its_proxy_follows() -> None:
+    assert versions.KUBERNETES.rpartition(".")[0] == versions.EKS
+    assert versions.EKS_ADDONS["kube-proxy"].startswith(f"v{versions.EKS}."), (
+        "a newer one than its API server is refused"
+    )
+
+
 def test_vendored_operator_is_the_pinned_one() -> None:
     images = [
         container["image"]

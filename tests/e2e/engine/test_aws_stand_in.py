@@ -1,5 +1,9 @@
-"""The real Pulumi engine on the AWS half of the stacks. AWS and its provider are a stand-in: stand_in_aws.py."""
+"""The real Pulumi engine on the stacks for AWS. AWS and its provider are a stand-in: stand_in_aws.py.
 
+Of the Kubernetes half, the real provider writes the objects into a directory in place of a cluster.
+"""
+
+import base64
 import json
 import os
 import sys
@@ -10,14 +14,19 @@ from typing import Any
 from unittest import mock
 
 import pulumi
+import pulumi_kubernetes as kubernetes
 import pytest
+import yaml
 from pulumi import automation
 
-from infra.aws.config import EksCluster
+from infra.aws.config import EksCluster, Mirrors
 from infra.aws.stack import Aws
 from infra.config import ROOT, StackConfig, from_file
+from infra.platform import entry, kuberay, nodes, secrets
+from infra.platform.charts import Chart
 from scripts import engine
 from tests.e2e.engine.stand_in_aws import ENVIRONMENT, Operation, operations
+from tests.infra import schemas
 
 Deploy = Callable[[StackConfig], automation.Stack]
 KINDS = ["aws:eks/nodeGroup:NodeGroup", "aws:eks/cluster:Cluster", "aws:ec2/subnet:Subnet", "aws:ec2/vpc:Vpc"]
@@ -137,3 +146,99 @@ def test_what_is_protected_is_not_destroyed_and_nothing_else_then(directory: Pat
     with pytest.raises(automation.CommandError, match="protected"):
         engine.destroy(stack)
     assert not [operation for operation in operations(directory) if operation.verb == "delete"]
+
+
+def stand_in_for_a_chart(
+    chart: Chart, mirrors: Mirrors, namespace: str, values: dict[str, Any], opts: pulumi.ResourceOptions
+) -> kubernetes.core.v1.ConfigMap:
+    """Helm installs into a cluster, or not at all."""
+    metadata = {"name": chart.name, "namespace": namespace}
+    return kubernetes.core.v1.ConfigMap(chart.name, metadata=metadata, data={"version": chart.version}, opts=opts)
+
+
+@pytest.fixture
+def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the objects of the whole program go."""
+    written = directory / "cluster"
+
+    def writes(aws: Aws) -> kubernetes.Provider:
+        after = pulumi.ResourceOptions(depends_on=[aws])
+        return kubernetes.Provider("cluster", render_yaml_to_directory=str(written), opts=after)
+
+    monkeypatch.setattr(Aws, "kubernetes", writes)
+    for module in (entry, nodes, secrets):
+        monkeypatch.setattr(module, "release", stand_in_for_a_chart)
+    # KubeRay's four take the engine half a minute, each time.
+    real = kuberay.manifests
+    monkeypatch.setattr(kuberay, "manifests", lambda name: [] if name == "kuberay-crds" else real(name))
+    monkeypatch.setattr(engine, "has_python_host", lambda: False)
+    return written
+
+
+def objects(cluster: Path) -> dict[str, dict[str, Any]]:
+    """By kind and name."""
+    found = [yaml.load(path.read_text(), Loader=yaml.CSafeLoader) for path in cluster.rglob("*.yaml") if path.is_file()]
+    return {f"{item['kind']}/{item['metadata']['name']}": item for item in found}
+
+
+def test_the_whole_program_from_nothing_to_nothing(directory: Path, cluster: Path) -> None:
+    """An `up` that fails in the middle of the Kubernetes half, the next, another, destroy."""
+    stack = engine.open_stack("staging", StackConfig())
+    # A directory where a NodePool's file would be.
+    in_the_way = cluster / "1-manifest" / "karpenter.sh_v1-nodepool-default-l4.yaml"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(automation.CommandError, match="is a directory"):
+        stack.up()
+    half = objects(cluster)
+    assert "EC2NodeClass/l4" in half
+    assert "RayService/llm" not in half, "before the nodes that it runs on"
+    in_the_way.rmdir()
+    again = changes(stack.up())
+    assert again.keys() == {"create", "same"}
+    assert again["same"] > len(half)
+    assert set(changes(stack.up())) == {"same"}
+
+    made = objects(cluster)
+    assert {"NodePool/l4", "NodePool/l4x4", "ClusterSecretStore/aws", "TargetGroupBinding/llm-serve-svc"} <= made.keys()
+    for item in made.values():
+        if item["kind"] != "CustomResourceDefinition":
+            schemas.validate(item)
+    # What AWS says only when it is there.
+    service = made["RayService/llm"]["spec"]
+    assert service["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] == VALKEY
+    assert f"redis_url: {VALKEY}\n" in service["serveConfigV2"]
+    (file,) = (directory / "state").rglob("staging.json")
+    state = file.read_text()
+    assert "gcsFaultToleranceOptions" in state
+    for hidden in (
+        made["Secret/llm-ray-token"]["data"]["auth_token"],
+        base64.b64decode(made["Secret/llm-ray-token"]["data"]["auth_token"]).decode(),
+        made["Secret/llm-valkey"]["stringData"]["password"],
+    ):
+        assert len(hidden) >= 64
+        assert hidden not in state
+
+    gone: list[str] = []
+
+    def note(event: automation.EngineEvent) -> None:
+        if event.res_outputs_event and event.res_outputs_event.metadata.op == automation.OpType.DELETE:
+            kind, name = event.res_outputs_event.metadata.urn.split("::")[2:]
+            gone.append(f"{kind.rpartition('$')[2].rpartition(':')[2]}/{name}")
+
+    stack.destroy(on_event=note)
+    for order in GO_BEFORE:
+        places = [gone.index(name) for name in order]
+        assert places == sorted(places), order
+    assert objects(cluster) == {}
+
+
+VALKEY = "rediss://valkey.example.com:6379"
+GO_BEFORE = [
+    # The pods leave the load balancer, whose controller is still there; the nodes go when nothing runs on them.
+    ["TargetGroupBinding/llm-serve-svc", "RayService/llm", "NodePool/l4", "EC2NodeClass/l4", "ConfigMap/karpenter"],
+    ["TargetGroupBinding/llm-serve-svc", "ConfigMap/aws-load-balancer-controller", "TargetGroup/entry"],
+    ["RayService/llm", "Secret/llm-valkey", "Namespace/llm", "ReplicationGroup/valkey"],
+    ["ClusterSecretStore/secrets-store", "ConfigMap/external-secrets", "Namespace/external-secrets"],
+    ["ConfigMap/karpenter", "Queue/karpenter-aws", "Cluster/eks", "Vpc/network"],
+]
+"""Kind and Pulumi's name, each before the next."""
