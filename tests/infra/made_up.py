@@ -13,7 +13,7 @@ from infra.aws.stack import Aws
 from infra.config import StackConfig, parse
 from tests.infra.aws_outputs import outputs
 
-ACCOUNT, REGION, NAME = "123456789012", "eu-west-1", "team"
+ACCOUNT, REGION, NAME = "123456789012", "eu-central-1", "team"
 ADMIN = f"arn:aws:iam::{ACCOUNT}:role/platform-admin"
 EKS: dict[str, Any] = {
     "kind": "eks",
@@ -39,7 +39,14 @@ def serving(**variant: Any) -> dict[str, Any]:
     return {**NOTHING, "models": [{"variants": [variant]}]}
 
 
-FROM_S3 = serving(source=SOURCE, placement={"num_gpus": 1, "accelerator_type": "L4"})
+SIZE = {
+    "parameters_billion": 8.19,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+FROM_S3 = serving(source=SOURCE, size=SIZE, placement={"num_gpus": 1, "accelerator_type": "L4"})
 FROM_HUB: dict[str, Any] = {
     **NOTHING,
     "embeddings": [{"source": "BAAI/bge-large-en-v1.5", "revision": "d4aa6901d3a41ba39fb536a557fa166f842b0e09"}],

@@ -17,7 +17,8 @@ from pulumi.runtime import mocks, rpc
 from app.keys import digest
 from infra import versions
 from infra.aws.config import EksCluster
-from infra.config import ROOT, from_file, native_kubeconfig
+from infra.clusters import native_kubeconfig
+from infra.config import ROOT, from_file
 from infra.platform.kubeconfig import sign
 from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
