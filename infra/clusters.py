@@ -1,4 +1,4 @@
-"""The kinds of cluster that somebody else makes, or `make up` on this machine: where they are, and how they are reached.
+"""Clusters that somebody else makes, or `make up` on this machine: where they are, and how they are reached.
 
 That of kind eks, which the program makes, is in infra/aws/config.py.
 """

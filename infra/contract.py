@@ -7,7 +7,6 @@ those that stand later rely on the earlier ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from app.keys import digest
 from app.settings import Demand, LanguageModel, demands, require_distinct, weights
 from infra import cost, versions
 from infra.aws.config import SYSTEM, EksCluster, Pool
-from infra.aws.instances import gpu_memory_gib, offering, suited
+from infra.aws.instances import absent, gpu_memory_gib, suited
 from infra.aws.pools import instances, most_nodes
 from infra.clusters import LOCAL_KEY, NativeCluster
 from infra.upgrade import Incremental
@@ -165,17 +164,16 @@ def _require_shareable(stack: StackConfig, index: int, group: WorkerGroup) -> No
 
 def region_has_the_nodes(stack: StackConfig, eks: EksCluster) -> None:
     """Of the regions in infra/aws/offerings.csv. Zones are another matter: their names mean others in each account."""
-    if (offered := offering(eks.region)) is None:
-        return
-    if not offered & {*eks.nodes.instance_types}:
+    missing = absent(eks.region)
+    if {*eks.nodes.instance_types} <= missing:
         raise ValueError(
             f"cluster.nodes.instance_types = {eks.nodes.instance_types}: {eks.region} has none of them; "
             "fix: name one that it has, or choose another region"
         )
     for index, group in enumerate(stack.workers):
         types = [instance.type for instance in instances(group)]
-        if not offered & {*types}:
-            what = group.pool.gpu if group.pool and group.pool.gpu else "no GPU"
+        if {*types} <= missing:
+            what = group.gpu or "no GPU"
             raise ValueError(
                 f"cluster.region = {eks.region!r}: has none of the instances with {what} that hold a pod of "
                 f"workers.{index}, {', '.join(types)}; fix: choose a region that has one, or another pool.gpu"
@@ -298,8 +296,9 @@ def _require_room_for(demand: Demand, workers: list[WorkerGroup]) -> None:
 
 
 def models_fit_gpus(stack: StackConfig) -> None:
-    """Weights and one full context within what the engine takes of each GPU that a replica may get: vLLM starts with
-    less of neither."""
+    """Weights and one full context within what the engine takes of each GPU that a replica may get: with less of
+    either vLLM does not start. Elsewhere than on EKS the GPU is known only where the model names it."""
+    demanded = {demand.key: demand for demand in demands(stack.serving)}
     for key, model in weights(stack.serving):
         if not isinstance(model, LanguageModel) or not model.placement.num_gpus:
             continue
@@ -308,57 +307,48 @@ def models_fit_gpus(stack: StackConfig) -> None:
                 f"serving.{key}.size: is missing, and whether {model.source} fits its GPUs is known by it; "
                 "fix: add it, with the values of the model's config.json"
             )
-        for where, gpu in _gpus_of(stack, key, model):
-            _require_memory(f"serving.{key}", model, where, gpu)
         for index, group in enumerate(stack.workers):
-            if group.pool and group.pool.share and group.holds(_demand(stack, key)):
-                _require_share(key, model, index, group, _demand(stack, key))
-
-
-def _demand(stack: StackConfig, key: str) -> Demand:
-    return next(demand for demand in demands(stack.serving) if demand.key == key)
-
-
-def _gpus_of(stack: StackConfig, key: str, model: LanguageModel) -> Iterator[tuple[str, str]]:
-    """The GPUs that a replica may get, and of which worker group; elsewhere than on EKS only if the model names it."""
-    for index, group in enumerate(stack.workers):
-        if group.gpus and group.holds(_demand(stack, key)):
+            if not (group.gpus and group.holds(demanded[key])):
+                continue
             if gpu := group.gpu or model.placement.accelerator_type:
-                yield f"workers.{index}", gpu
+                _require_memory(f"serving.{key}", model, f"workers.{index}", gpu)
+            if group.pool and group.pool.share:
+                _require_part(f"serving.{key}", model, index, group, demanded[key])
 
 
 def _require_memory(key: str, model: LanguageModel, where: str, gpu: str) -> None:
     total, needed = gpu_memory_gib(gpu), model.memory
     if total is None or needed is None:
         return
-    fix = "fix: lower max_model_len, quantize, raise tensor_parallel_size, or take larger GPUs"
-    said = model.engine.extra.get("kv_cache_memory_bytes")
+    length, said = model.engine.max_model_len, model.engine.extra.get("kv_cache_memory_bytes")
+    cache, room, part = (
+        needed.context,
+        total * model.gpu_memory_utilization,
+        f"{model.gpu_memory_utilization:.0%} of it",
+    )
     if isinstance(said, int):
         # Then vLLM takes that for the cache, whatever gpu_memory_utilization says.
-        cache = said / 2**30
+        cache, room, part = said / 2**30, total, "it"
         if needed.context > cache:
             raise ValueError(
-                f"{key}.engine.extra.kv_cache_memory_bytes = {said}: is {cache:.1f} GiB, and one request of "
-                f"{model.engine.max_model_len} tokens needs {needed.context:.1f}; fix: raise it, or lower max_model_len"
+                f"{key}.engine.extra.kv_cache_memory_bytes = {said}: is {cache:.1f} GiB, and one request of {length} "
+                f"tokens needs {needed.context:.1f}; fix: raise it, or lower max_model_len"
             )
-        room, of, context = total, "it has", cache
-    else:
-        room, of, context = total * model.gpu_memory_utilization, f"{model.gpu_memory_utilization:.0%} of it are", 0.0
-    context = context or needed.context
-    if needed.weights + context > room:
+    if needed.weights + cache > room:
         raise ValueError(
-            f"{key}.engine.max_model_len = {model.engine.max_model_len}: on each {gpu} of {where} weights take "
-            f"{needed.weights:.1f} GiB and the cache of one such request {context:.1f}, and {of} {room:.1f}; {fix}"
+            f"{key}.engine.max_model_len = {length}: on each {gpu} of {where} weights take {needed.weights:.1f} GiB, "
+            f"the cache of one such request {cache:.1f}, and {part} has {room:.1f}; fix: lower it, quantize, raise "
+            "tensor_parallel_size, or take larger GPUs"
         )
 
 
-def _require_share(key: str, model: LanguageModel, index: int, group: WorkerGroup, demand: Demand) -> None:
+def _require_part(key: str, model: LanguageModel, index: int, group: WorkerGroup, demand: Demand) -> None:
     """Nothing divides the memory of a shared GPU, so that engines must."""
     pool = group.pool or Pool()
     engines = round(1 / group.share(demand)) * pool.to_a_gpu
     if round(model.gpu_memory_utilization * engines, 6) > 1:
         raise ValueError(
-            f"serving.{key}.engine.gpu_memory_utilization = {model.gpu_memory_utilization:g}: up to {engines} such "
+            f"{key}.engine.gpu_memory_utilization = {model.gpu_memory_utilization:g}: up to {engines} such "
             f"engines have one GPU of workers.{index} (pool.share.replicas is {pool.to_a_gpu}); "
             f"fix: make it {math.floor(100 / engines) / 100:g} or less"
         )
@@ -399,7 +389,7 @@ def cost_is_within_limits(stack: StackConfig, found: Estimate | None = None) -> 
     found = found or cost.estimate(stack, date.today())
     if found.unknown:
         raise ValueError(
-            f"max_hourly_usd = {limit:g}: the price in {stack.cluster.region} is not known of "
+            f"max_hourly_usd = {limit:g}: prices in {stack.cluster.region} are not known, of "
             f"{', '.join(found.unknown)}; fix: `make prices` asks AWS, or leave max_hourly_usd out"
         )
     if found.total.worst > limit:

@@ -7,7 +7,7 @@ those of the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from app.settings import LanguageModel, weights
 from infra import versions
 from infra.aws import prices as price_list
 from infra.aws.config import EksCluster, Pool
-from infra.aws.instances import Instance, offering
+from infra.aws.instances import Instance, absent
 from infra.aws.pools import THROUGHPUT, instances, most_nodes
 from infra.aws.prices import Price, Prices
 
@@ -31,7 +31,7 @@ ENDPOINTS = 2
 BY_USE = {
     "data through NAT": "nat-gb",
     "load balancer's capacity units": "nlcu",
-    "images in ECR, per GB": "ecr-gb",
+    "images in ECR, each GB": "ecr-gb",
     "logs of control plane and network": None,
     "data to the internet and between zones": None,
     "requests to S3, KMS, SQS; data through endpoints; Valkey's backups": None,
@@ -45,7 +45,7 @@ class Range(NamedTuple):
     least: float
     """With min_replicas."""
     most: float
-    """With max_replicas, an upgrade's second Ray cluster and warm nodes, on the cheapest instances that hold the pods."""
+    """With max_replicas, an upgrade's second Ray cluster and warm nodes, on the cheapest instances that hold pods."""
     worst: float
     """The same on the dearest, which Karpenter starts when there is nothing else."""
 
@@ -92,8 +92,8 @@ class Estimate(NamedTuple):
 
     @property
     def unknown(self) -> list[str]:
-        """Parts that are not in the sums, since no price of theirs is known."""
-        return [f"{line.component} ({line.item})" for line in self.lines if not line.known]
+        """Items that are not in the sums, since their prices are not known."""
+        return list(dict.fromkeys(line.item for line in self.lines if not line.known))
 
 
 def estimate(stack: StackConfig, on: date, prices: Prices | None = None) -> Estimate:
@@ -114,8 +114,7 @@ def per_million_tokens(usd_per_hour: float, tokens_per_second: float) -> float:
 
 def kinds(eks: EksCluster, group: WorkerGroup) -> list[Instance]:
     """What the nodes of a worker group may be in the cluster's region."""
-    offered = offering(eks.region)
-    return [kind for kind in instances(group) if offered is None or kind.type in offered]
+    return [kind for kind in instances(group) if kind.type not in absent(eks.region)]
 
 
 def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Iterator[Line]:
@@ -126,9 +125,9 @@ def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Ite
     yield line("EKS control plane", "eks-cluster-extended" if late else "eks-cluster", 1)
     # Of a managed group's types on demand, the first that is to be had.
     first = eks.nodes.instance_types[0]
-    dearest = _extreme(prices, eks.nodes.instance_types, max)
+    dearest = _dearest(prices, eks.nodes.instance_types)
     yield Line("system nodes", first, eks.nodes.min, eks.nodes.max, prices.get(first), dearest)
-    yield line("their volumes, GiB", "gp3-gb", eks.nodes.min * eks.nodes.disk_gib, eks.nodes.max * eks.nodes.disk_gib)
+    yield line("  volumes, GiB", "gp3-gb", eks.nodes.min * eks.nodes.disk_gib, eks.nodes.max * eks.nodes.disk_gib)
     for group in stack.workers:
         yield from _nodes(stack, eks, group, prices)
     zones = len(eks.zones) if eks.network.nat == "per-zone" else 1
@@ -152,31 +151,31 @@ def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Pric
     cheapest = min(fit, key=lambda kind: prices[kind.type].hourly if kind.type in prices else math.inf)
     on_each = cheapest.pods(group.cpus, group.gpus, group.memory_gib, pool.to_a_gpu)
     least = most if pool.nodes == "managed" else math.ceil((group.min_replicas + pool.warm) / on_each)
-    types = [kind.type for kind in fit]
+    spot = [price for kind in fit if (price := prices.get(f"spot:{kind.type}"))]
     yield Line(
         f"{group.name} nodes",
         cheapest.type,
         least,
         most,
         prices.get(cheapest.type),
-        _extreme(prices, types, max),
-        _extreme(prices, [f"spot:{kind}" for kind in types], min),
+        _dearest(prices, [kind.type for kind in fit]),
+        min(spot, key=lambda price: price.hourly, default=None),
         "spot" in pool.capacity,
     )
-    gib = ("their volumes, GiB", "gp3-gb", pool.disk_gib)
-    fast = ("their throughput, MiB/s", "gp3-mibps", THROUGHPUT - FREE_THROUGHPUT)
+    gib = ("  volumes, GiB", "gp3-gb", pool.disk_gib)
+    fast = ("  their throughput, MiB/s", "gp3-mibps", THROUGHPUT - FREE_THROUGHPUT)
     for component, item, each in (gib, fast):
         yield Line(component, item, least * each, most * each, prices.get(item), prices.get(item))
 
 
-def _extreme(prices: Prices, items: list[str], pick: Callable[..., Price]) -> Price | None:
-    """The lowest or the highest of the prices; None unless all are known."""
-    found = [prices.get(item) for item in items]
-    return pick(found, key=lambda price: price.hourly) if None not in found else None
+def _dearest(prices: Prices, items: list[str]) -> Price | None:
+    """None unless the prices of all are known."""
+    found = [prices[item] for item in items if item in prices]
+    return max(found, key=lambda price: price.hourly) if len(found) == len(items) else None
 
 
 def _stored_gb(stack: StackConfig, eks: EksCluster) -> float:
-    """Weights in the stack's own bucket, in GB, each source once: of those whose size is said, at 16 bits a parameter."""
+    """Weights in the stack's own bucket, in GB, each source once: those of a known size, at 16 bits a parameter."""
     sizes = {
         model.source: model.size.parameters_billion * (model.size.bytes_per_parameter or 2)
         for _, model in weights(stack.serving)

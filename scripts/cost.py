@@ -45,7 +45,7 @@ def _text(stack_name: str, found: Estimate, tokens_per_second: float | None, ask
     for line in found.lines:
         rows.append((line.component, _quantity(line), *_usd(line), _price(line)))
         if line.may_be_spot:
-            rows.append(("  of these by spot", "", *_spot(line)))
+            rows.append(("  by spot", "", *_spot(line)))
     total, month = found.total, [usd * HOURS_PER_MONTH for usd in found.total]
     rows += [
         ("USD an hour", "", *(f"{usd:,.4f}" for usd in total), ""),
@@ -62,8 +62,8 @@ def _text(stack_name: str, found: Estimate, tokens_per_second: float | None, ask
             table(rows),
             "",
             *missing,
-            "at least: min_replicas; at most: max_replicas, an upgrade's second Ray cluster and warm nodes; worst: these on",
-            "the dearest instances that hold the pods, which are started when there are no others",
+            "at least: min_replicas; at most: max_replicas, an upgrade's second Ray cluster and warm nodes;",
+            "worst: these on the dearest instances that hold the pods, which are started when there are no others",
             asked,
             "\npaid for by use, and in no sum:",
             table(by_use),
@@ -78,7 +78,7 @@ def _quantity(line: Line) -> str:
 
 def _usd(line: Line) -> tuple[str, str, str]:
     if not line.known:
-        return ("unknown",) * 3
+        return "unknown", "unknown", "unknown"
     least, most, worst = line.usd
     return f"{least:,.4f}", f"{most:,.4f}", f"{worst:,.4f}"
 
@@ -87,26 +87,31 @@ def _price(line: Line) -> str:
     if line.price is None:
         return "unknown"
     usd, unit, read, source = line.price
-    return f"{usd:g} a {unit}, {read}: {source}"
+    upto = f" to {line.dearest.usd:g}" if line.dearest and line.dearest.usd > usd else ""
+    return f"{usd:g}{upto} {_per(unit)}, {read}: {source}"
+
+
+def _per(unit: str) -> str:
+    return f"{'an' if unit == 'hour' else 'a'} {unit}"
 
 
 def _spot(line: Line) -> tuple[str, str, str, str]:
     if line.spot is None:
         return "", "", "", "at most that; there is no list price"
     usd, unit, read, source = line.spot
-    return f"{line.least * usd:,.4f}", f"{line.most * usd:,.4f}", "", f"{usd:g} a {unit}, {read}: {source}"
+    return f"{line.least * usd:,.4f}", f"{line.most * usd:,.4f}", "", f"{usd:g} {_per(unit)}, {read}: {source}"
 
 
 def _of(found: Estimate, item: str | None) -> str:
     price = found.prices.get(item) if item else None
-    return f"{price.usd:g} a {price.unit}, {price.date}: {price.source}" if price else "unknown"
+    return f"{price.usd:g} {_per(price.unit)}, {price.date}: {price.source}" if price else "unknown"
 
 
 def _data(
     stack_name: str, found: Estimate, limit: float | None, tokens_per_second: float | None, asked: str
 ) -> dict[str, Any]:
     total = found.total
-    tokens = tokens_per_second and Range(*(cost.per_million_tokens(usd, tokens_per_second) for usd in total))
+    tokens = Range(*(cost.per_million_tokens(usd, tokens_per_second) for usd in total)) if tokens_per_second else None
     return {
         "stack": stack_name,
         "region": found.region,
@@ -143,7 +148,8 @@ def _monthly(hourly: Range) -> dict[str, float]:
     return Range(*(usd * HOURS_PER_MONTH for usd in hourly))._asdict()
 
 
-def _positive(text: str) -> float | None:
+def throughput(text: str) -> float | None:
+    """Tokens per second as the command line has them; None for none."""
     if not text:
         return None
     try:
@@ -161,4 +167,4 @@ if __name__ == "__main__":
     parser.add_argument("--tokens-per-second", default="")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    main(lambda: report(given.stack, _positive(given.tokens_per_second), given.json))
+    main(lambda: report(given.stack, throughput(given.tokens_per_second), given.json))

@@ -6,7 +6,9 @@ That is how those of another region than us-east-1 become known. `make cost` ask
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from infra import cost
@@ -23,12 +25,12 @@ API = "us-east-1"
 
 
 class Product(NamedTuple):
-    """How the price list knows an item: https://docs.aws.amazon.com/awsaccountbilling/latest/aboutv2/price-changes.html"""
+    """How the price list knows an item: https://docs.aws.amazon.com/aws-cost-management/latest/APIReference/API_pricing_GetProducts.html"""
 
     service: str
     usage: str
     """End of its usage type, after the region's abbreviation."""
-    attributes: dict[str, str] = {}
+    attributes: Mapping[str, str] = MappingProxyType({})
     per: float = 1
     """How many of our units the list's one is."""
 

@@ -1,8 +1,8 @@
 """Which instances hold the pods of a worker group.
 
 instances.csv has the types that we know, with prices of us-east-1 on demand: hardware as DescribeInstanceTypes gives it
-(moto 5.2.5, October 2026), prices from the table in Karpenter's AWS provider 1.14.1 (July 2026). offerings.csv has those
-of them that a region has, as DescribeInstanceTypeOfferings gives it (moto 5.2.5).
+(moto 5.2.5, October 2026), prices from the table in Karpenter's AWS provider 1.14.1 (July 2026). offerings.csv has
+those of them that a region has, as DescribeInstanceTypeOfferings gives it (moto 5.2.5).
 """
 
 import csv
@@ -15,6 +15,8 @@ MEMORY_OVERHEAD = 0.075
 MEMORY_RESERVED_GIB = 1.5
 """What a node sets aside for the kubelet, and the pods that are on each."""
 CPUS_RESERVED = 1
+
+FILE = Path(__file__).with_name("instances.csv")
 
 _SHORT = {("A100", 40960): "A100-40G", ("A100", 81920): "A100-80G"}
 """Ray's names of GPUs which are not EC2's."""
@@ -41,7 +43,7 @@ class Instance(NamedTuple):
 @cache
 def known() -> tuple[Instance, ...]:
     """All of x86-64, as our images are, and without burstable ones, whose cores are there for a while only."""
-    with Path(__file__).with_name("instances.csv").open() as file:
+    with FILE.open() as file:
         return tuple(
             Instance(
                 row["instance_type"],
@@ -73,8 +75,10 @@ def gpu_memory_gib(gpu: str) -> float | None:
 
 
 @cache
-def offering(region: str) -> frozenset[str] | None:
-    """The types of instances.csv that a region has; None where that is not known."""
+def absent(region: str) -> frozenset[str]:
+    """The types of instances.csv that a region has not; none where that is not known."""
     with Path(__file__).with_name("offerings.csv").open() as file:
-        types = {row["region"]: row["instance_types"].split() for row in csv.DictReader(file)}
-    return frozenset(types[region]) if region in types else None
+        offered = {row["region"]: row["instance_types"].split() for row in csv.DictReader(file)}
+    with FILE.open() as file:
+        types = [row["instance_type"] for row in csv.DictReader(file)]
+    return frozenset(types) - {*offered.get(region, types)}

@@ -6,12 +6,14 @@ prices.csv has all but instances in us-east-1, which instances.csv has; region *
 
 import csv
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from infra.aws import instances
+
 FILE = Path(__file__).with_name("prices.csv")
-INSTANCES = Path(__file__).with_name("instances.csv")
-INSTANCES_FROM = ("2026-07-06", "Karpenter's AWS provider 1.14.1 (pkg/providers/pricing)")
+INSTANCES_FROM = ("2026-07-06", "Karpenter's AWS provider 1.14.1")
 HOURS_PER_MONTH = 730
 """As AWS's own calculator counts."""
 
@@ -35,11 +37,12 @@ Prices = Mapping[str, Price]
 an instance's spot price."""
 
 
-def known(region: str) -> dict[str, Price]:
+@cache
+def known(region: str) -> Prices:
     """The prices of a region that are in the files; what is not there is not known."""
     found: dict[str, Price] = {}
     if region == "us-east-1":
-        with INSTANCES.open() as file:
+        with instances.FILE.open() as file:
             for row in csv.DictReader(file):
                 found[row["instance_type"]] = Price(float(row["on_demand_usd_per_hour"]), "hour", *INSTANCES_FROM)
     for of_region, item, price in rows():
@@ -65,3 +68,4 @@ def write(region: str, prices: Prices) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["region", "item", "usd", "unit", "date", "source"])
         writer.writerows([of_region, item, f"{price.usd:g}", *price[1:]] for of_region, item, price in merged)
+    known.cache_clear()
