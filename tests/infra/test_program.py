@@ -166,6 +166,11 @@ def test_a_cluster_of_others_without_keys_stops_the_program() -> None:
         run("local", {"blueprint:cluster": {"kind": "existing", "contexts": ["prod"]}})
 
 
+def test_a_stack_over_its_limit_stops_the_program() -> None:
+    with pytest.raises(pulumi.RunError, match=r"max_hourly_usd = 2: at its largest the stack costs up to 7\.49 USD"):
+        run("dev", {**yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"], "blueprint:max_hourly_usd": 2})
+
+
 def existing(kubeconfig: Path, *contexts: str) -> dict[str, Any]:
     """Values of a stack for a cluster that somebody else runs."""
     key = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses")}

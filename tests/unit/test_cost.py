@@ -156,7 +156,8 @@ def test_the_regions_instances_are_those_of_the_pinned_moto() -> None:
 FAKE_AWS = """\
 import json, os, sys
 command, given = " ".join(sys.argv[1:3]), [part.split(",") for part in sys.argv[3:]]
-filters = {part[1].removeprefix("Field="): part[2].removeprefix("Value=") for part in given if part[0] == "Type=TERM_MATCH"}
+filters = [part for part in given if part[0] == "Type=TERM_MATCH"]
+filters = {field.removeprefix("Field="): value.removeprefix("Value=") for _, field, value in filters}
 with open(os.environ["FAKE_AWS_CALLS"], "a") as calls:
     print(json.dumps(filters), file=calls)
 
