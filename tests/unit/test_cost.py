@@ -52,13 +52,12 @@ def test_staging() -> None:
 
 
 def test_prod() -> None:
-    """Without an upgrade's second Ray cluster, with a warm L4, and three of all that a zone has."""
-    fixed = 0.10 + 3 * (0.045 + 0.005 + 2 * 0.01) + 0.0225 + 2 * 0.1264 + KEYS
-    fixed += (70.55 + 8.03) * 2 * 0.023 / MONTH + 55.04 + 500 * DISK + FAST
-    one = 0.9776 + 200 * DISK + FAST
-    least = fixed + 3 * (0.2016 + 100 * DISK) + (2 + 1) * one
-    most = fixed + 6 * (0.2016 + 100 * DISK) + (6 + 1) * one
-    assert estimate("prod").total == pytest.approx((least, most, most + 7 * (3.3968 - 0.9776)))
+    """With a second Ray cluster of full size in an upgrade, a warm L4, and three of all that a zone has."""
+    fixed = 0.10 + 3 * (0.045 + 0.005 + 2 * 0.01) + 0.0225 + 2 * 0.1264 + KEYS + (70.55 + 8.03) * 2 * 0.023 / MONTH
+    eight, one = 55.04 + 500 * DISK + FAST, 0.9776 + 200 * DISK + FAST
+    least = fixed + 3 * (0.2016 + 100 * DISK) + 1 * eight + (2 + 1) * one
+    most = fixed + 6 * (0.2016 + 100 * DISK) + (1 + 1) * eight + (6 + 6 + 1) * one
+    assert estimate("prod").total == pytest.approx((least, most, most + 13 * (3.3968 - 0.9776)))
 
 
 def part(stack: dict[str, Any], component: str, on: date = ON) -> cost.Line:
@@ -256,7 +255,7 @@ def test_json_has_the_same_figures(
     assert found["hourly"] == pytest.approx(total._asdict())
     assert found["monthly"]["most"] == pytest.approx(total.most * 730)
     assert found["per_million_tokens"]["most"] == pytest.approx(total.most / (2500 * 3600) * 1e6)
-    assert found["max_hourly_usd"] == 90
+    assert found["max_hourly_usd"] == 170
     (h100,) = [line for line in found["lines"] if line["component"] == "h100 nodes"]
     assert h100["price"] == {"usd": 55.04, "unit": "hour", "date": "2026-07-06", "source": prices.INSTANCES_FROM[1]}
     assert found["by_use"]["logs of control plane and network"] is None
