@@ -321,11 +321,8 @@ def _require_memory(key: str, model: LanguageModel, where: str, gpu: str) -> Non
     if total is None or needed is None:
         return
     length, said = model.engine.max_model_len, model.engine.extra.get("kv_cache_memory_bytes")
-    cache, room, part = (
-        needed.context,
-        total * model.gpu_memory_utilization,
-        f"{model.gpu_memory_utilization:.0%} of it",
-    )
+    share = model.gpu_memory_utilization
+    cache, room, part = needed.context, total * share, f"{share:.0%} of it"
     if isinstance(said, int):
         # Then vLLM takes that for the cache, whatever gpu_memory_utilization says.
         cache, room, part = said / 2**30, total, "it"

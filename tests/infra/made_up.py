@@ -12,6 +12,7 @@ from infra.aws.config import EksCluster
 from infra.aws.stack import Aws
 from infra.config import StackConfig, parse
 from tests.infra.aws_outputs import outputs
+from tests.unit.contract_stacks import QWEN3_8B
 
 ACCOUNT, REGION, NAME = "123456789012", "us-east-1", "team"
 ADMIN = f"arn:aws:iam::{ACCOUNT}:role/platform-admin"
@@ -39,17 +40,10 @@ def serving(**variant: Any) -> dict[str, Any]:
     return {**NOTHING, "models": [{"variants": [variant]}]}
 
 
-SIZE = {
-    "parameters_billion": 8.19,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
-FROM_S3 = serving(source=SOURCE, size=SIZE, placement={"num_gpus": 1, "accelerator_type": "L4"})
+FROM_S3 = serving(source=SOURCE, size=QWEN3_8B, placement={"num_gpus": 1, "accelerator_type": "L4"})
 SMALL = serving(
     source=SOURCE,
-    size={**SIZE, "parameters_billion": 1.54},
+    size={**QWEN3_8B, "parameters_billion": 1.54},
     engine={"gpu_memory_utilization": 0.2},
     placement={"num_gpus": 1, "accelerator_type": "L4"},
 )

@@ -7,6 +7,7 @@ import pytest
 from app.settings import SettingsError
 from infra import config
 from infra.aws.config import EksCluster
+from tests.unit.contract_stacks import QWEN3_8B
 from tests.unit.test_stack_config import NOTHING, key
 
 
@@ -31,13 +32,6 @@ def eks(*workers: dict[str, Any], **cluster: Any) -> dict[str, Any]:
 
 
 CERTIFICATE = "arn:aws:acm:eu-central-1:123456789012:certificate/0123-abcd"
-QWEN3_8B = {
-    "parameters_billion": 8.19,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
 L4 = {"name": "l4", "cpus": 7, "gpus": 1, "memory_gib": 28, "pool": {"gpu": "L4"}}
 HUB = {
     "source": "Qwen/Qwen3-8B",
