@@ -12,14 +12,20 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo experiment key bootstrap weights preview up status logs forward down test aws setup-docker \
-  remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay \
+.PHONY: help setup serve demo experiment key bootstrap weights preview cost prices up status logs forward \
+  down test aws setup-docker remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay \
   vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
+setcost: .venv-infra/.installed ## what STACK costs by the hour and month (TOKENS_PER_SECOND= adds USD a million tokens; JSON=1)
+	@$(INFRA) -m scripts.cost $(STACK) --tokens-per-second "$(TOKENS_PER_SECOND)" $(if $(JSON),--json)
+
+prices: .venv-infra/.installed ## AWS's prices of now for what STACK uses, into infra/aws/prices.csv
+	@$(INFRA) -m scripts.prices $(STACK)
+
+up: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
 	@$(APP) -m scripts.packages laptop
 
 serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000; SHAPE=cluster as a RayService does

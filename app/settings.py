@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from app.builtin import PACKAGES, WEIGHTS, Kind
 from app.engine import Engine
 from app.options import BatchScaling, EnginePlacement, GatewayScaling, GpuPlacement, Placement, Scaling
+from app.size import Memory, Size
 from app.validation import SettingsError, Strict, nearest, require_distinct, short, validate
 
 GENERATE = "Generate"
@@ -116,6 +117,11 @@ class LanguageModel(Weights):
     engine: Engine = Field(default=Engine(), description="Arguments of vLLM's engine.")
     scaling: Scaling = Field(default=Scaling(), description="Replicas, and what each takes on.")
     placement: EnginePlacement = Field(default=EnginePlacement(), description="What Ray reserves for a replica.")
+    size: Size | None = Field(
+        default=None,
+        description="How large it is, by which the memory of GPUs is checked before anything runs; a must on GPUs of a "
+        "cluster of kind eks.",
+    )
 
     @field_validator("source")
     @classmethod
@@ -148,10 +154,34 @@ class LanguageModel(Weights):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        """What vLLM itself refuses, but minutes later, on a GPU that is paid for."""
+        engine, size = self.engine, self.size
+        if size is None:
+            return self
+        if size.num_attention_heads % engine.tensor_parallel_size:
+            raise ValueError(
+                f"engine.tensor_parallel_size = {engine.tensor_parallel_size}: {size.num_attention_heads} attention "
+                "heads (size.num_attention_heads) cannot be split over so many GPUs; fix: use a divisor of that"
+            )
+        if size.num_hidden_layers < engine.pipeline_parallel_size:
+            raise ValueError(
+                f"engine.pipeline_parallel_size = {engine.pipeline_parallel_size}: is more than the model's layers "
+                f"(size.num_hidden_layers is {size.num_hidden_layers}); fix: lower it"
+            )
+        size.memory(engine)
+        return self
+
     @property
     def gpu_memory_utilization(self) -> float:
         """Share of each GPU's memory that the engine takes."""
         return self.engine.gpu_memory_utilization or round(0.9 * self.placement.num_gpus, 4)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What each of its GPUs must hold at the least; None where the size is not said."""
+        return self.size and self.size.memory(self.engine)
 
 
 class Variant(LanguageModel):
@@ -552,6 +582,8 @@ class Demand(NamedTuple):
     """GPUs of a replica, all workers together."""
     one_node: bool
     """Whether all of a replica must be on one node."""
+    accelerator: str | None = None
+    """The GPU that it must be, by Ray's name."""
 
 
 def weights(settings: Settings) -> Iterator[tuple[str, LanguageModel | EmbeddingModel | Classifier | Reranker]]:
@@ -588,7 +620,8 @@ def demands(settings: Settings) -> Iterator[Demand]:
         gpus, one_node = model.placement.num_gpus, True
         if isinstance(model, LanguageModel):
             gpus, one_node = gpus * model.engine.workers, model.placement.strategy == "STRICT_PACK"
-        yield Demand(key, model.scaling.greatest, model.placement.num_cpus, gpus, one_node)
+        accelerator = model.placement.accelerator_type
+        yield Demand(key, model.scaling.greatest, model.placement.num_cpus, gpus, one_node, accelerator)
     for key, stage in stages(settings).items():
         yield Demand(key, stage.scaling.greatest, stage.placement.num_cpus, 0, True)
 
@@ -684,7 +717,8 @@ def serve_config(settings: Settings) -> dict[str, Any]:
         for variant in model.variants
     ]
     if settings.generate:
-        parts.append(_application("generate", "generate", {**_NOTHING, "generate": given["generate"]}))
+        alone = settings.generate.model_dump(mode="json", exclude=_UNREAD)
+        parts.append(_application("generate", "generate", {**_NOTHING, "generate": alone}))
     batched = {kind: given[kind] for kind in ("embeddings", "classifiers", "rerankers")}
     if any(batched.values()):
         batching = [
@@ -710,6 +744,8 @@ _NOTHING: dict[str, Any] = {
     **{"generate": None, "moderation": None, "pipeline": None},
 }
 """Settings of an application that serves nothing: what is left out would be the default."""
+_UNREAD = {"size"}
+"""What no replica reads: a change of it must not make new ones."""
 
 
 def _application(
@@ -731,7 +767,7 @@ def _application(
 
 def _alone(model: Model, variant: Variant) -> dict[str, Any]:
     """The model with this variant only, and nothing of what the gateway does with it."""
-    return {"name": model.name, "variants": [variant.model_dump(mode="json", exclude={"weight", "shadow"})]}
+    return {"name": model.name, "variants": [variant.model_dump(mode="json", exclude=_UNREAD | {"weight", "shadow"})]}
 
 
 def _names(settings: Settings) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ A wrong value is a SettingsError that names key, value, reason and fix, raised b
 import ipaddress
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,120 +14,27 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from app.builtin import models_dir
 from app.keys import Key, digest
-from app.settings import (
-    Demand,
-    LanguageModel,
-    Settings,
-    SettingsError,
-    Strict,
-    demands,
-    require_distinct,
-    validate,
-    weights,
-)
-from infra import versions
-from infra.aws.config import SYSTEM, EksCluster, Pool
-from infra.aws.instances import suited
+from app.settings import Demand, Settings, SettingsError, Strict, demands, validate, weights
+from app.validation import nearest
+from infra import ROOT, contract, versions
+from infra.aws.config import EksCluster, Pool
+from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
 from infra.upgrade import Incremental, NewCluster, NoUpgrade, Upgrade, replicas
 
-ROOT = Path(__file__).parent.parent
 PROJECT = "blueprint"
-LOCAL_KEY = "sk-local"
-"""The API key of a native cluster whose stack file has none: everybody on this machine may know it, and nobody else
-reaches that cluster."""
 KEYS_FILE = "/etc/blueprint/keys/keys.yaml"
 """Where the pods find the API keys."""
-
-
-def state_dir() -> Path:
-    """Where the native cluster and its Pulumi state live. `make down` removes it."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("BLUEPRINT_STATE") or Path(base) / "ray-serve-blueprint")
-
-
-def native_kubeconfig() -> Path:
-    """The kubeconfig that `scripts/cluster` writes, for 127.0.0.1."""
-    return state_dir() / "cluster" / "kubeconfig"
-
-
-class NativeCluster(Strict):
-    """A one-node Kubernetes on this machine, started by `make up` and removed by `make down`."""
-
-    kind: Literal["native"] = "native"
-
-    @property
-    def models_path(self) -> str:
-        """The node sees this machine's files."""
-        return str(models_dir())
-
-    @property
-    def kubeconfig_path(self) -> Path:
-        return native_kubeconfig()
-
-    @property
-    def context(self) -> str | None:
-        """The native kubeconfig has one context only."""
-        return None
-
-
-class ExistingCluster(Strict):
-    """A cluster that somebody else runs, reached through a kubeconfig."""
-
-    kind: Literal["existing"] = "existing"
-    contexts: list[str] = Field(
-        min_length=1,
-        description="The kubeconfig contexts that this stack may be deployed to. Of several, the current one is taken.",
-    )
-    kubeconfig: str | None = Field(
-        default=None, description="Path of the kubeconfig; $KUBECONFIG or ~/.kube/config when left out."
-    )
-    models_path: str | None = Field(
-        default=None,
-        pattern="^/",
-        description="Directory of its nodes with the built-in models (`python -m app.builtin` makes them); needed when "
-        "any is served.",
-    )
-
-    @property
-    def kubeconfig_path(self) -> Path:
-        # Of a KUBECONFIG list, kubectl itself would merge all; Pulumi's provider takes one file.
-        default = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config"
-        return ROOT / Path(self.kubeconfig or default).expanduser()
-
-    @property
-    def context(self) -> str:
-        """The context to deploy to. Raises SettingsError when the kubeconfig has none that the stack allows."""
-        path = self.kubeconfig_path
-        wants = "fix: set cluster.kubeconfig in the stack file or KUBECONFIG to"
-        try:
-            content = yaml.safe_load(path.read_text())
-            known = [entry["name"] for entry in content["contexts"]]
-        except OSError as error:
-            raise SettingsError(
-                f"cannot read the kubeconfig {path}: {error.strerror}; {wants} a file that you may read"
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-            raise SettingsError(f"{path} is not a kubeconfig; {wants} one") from None
-        context = self.contexts[0] if len(self.contexts) == 1 else content.get("current-context")
-        if context not in self.contexts:
-            raise SettingsError(
-                f"cluster.contexts = {self.contexts}: the current context of {path} is {context!r}, where this stack "
-                "does not belong; fix: kubectl config use-context with one of them, or add it to the list"
-            )
-        if context not in known:
-            raise SettingsError(
-                f"cluster.contexts = {self.contexts}: {context!r} is not in {path}; "
-                f"fix: name one of its contexts: {', '.join(known) or 'it has none'}"
-            )
-        return context
-
 
 Accelerator = Literal["cpu", "gpu"]
 """What an image's vLLM computes on; the name of its lock in requirements/."""
 
 Cluster = Annotated[NativeCluster | ExistingCluster | EksCluster, Field(discriminator="kind")]
+
+
+def _tag(image: str) -> str:
+    """The tag or digest at the end of an image's name; empty without."""
+    return next((image[image.rindex(mark) :] for mark in "@:" if mark in image.rpartition("/")[2]), "")
 
 
 class Operator(Strict):
@@ -170,7 +76,7 @@ class Operator(Strict):
     @field_validator("image")
     @classmethod
     def _image_has_no_tag(cls, image: str) -> str:
-        if "@" in image or ":" in image.rpartition("/")[2]:
+        if _tag(image):
             raise ValueError(f"has a tag or digest; fix: leave it out, the tag is v{versions.KUBERAY}")
         return image
 
@@ -183,6 +89,22 @@ class Image(Strict):
         default="docker.io/library/debian:bookworm-slim",
         description="Image of Debian 12 to build on, from any registry; <name>@sha256:<digest> pins it.",
     )
+
+    @field_validator("repository")
+    @classmethod
+    def _tag_is_ours(cls, repository: str) -> str:
+        if _tag(repository):
+            raise ValueError(
+                "has a tag or digest, and what a tag names changes; fix: leave it out, the program adds it"
+            )
+        return repository
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_of_one_release(cls, base: str) -> str:
+        if _tag(base) in ("", ":latest"):
+            raise ValueError("may be another Debian any day; fix: name a release, or <name>@sha256:<digest>")
+        return base
 
 
 class Head(Strict):
@@ -217,15 +139,26 @@ class WorkerGroup(Strict):
             )
         return self
 
+    @property
+    def gpu(self) -> str | None:
+        """Which GPU its pods have; None without one, and where the nodes are somebody else's."""
+        return self.pool.gpu if self.pool else None
+
     def holds(self, demand: Demand) -> bool:
-        """Whether a pod has room for what of a replica must be in one place."""
+        """Whether a pod has room for what of a replica must be in one place, and the GPU that it must be."""
         gpus = demand.gpus if demand.one_node else min(demand.gpus, 1)
-        return demand.cpus <= self.cpus and gpus <= self.gpus
+        suits = self.gpu is None or demand.accelerator in (None, self.gpu)
+        return demand.cpus <= self.cpus and gpus <= self.gpus and suits
 
     def share(self, demand: Demand) -> float:
         """The part of a pod that a replica takes: what is left over of one that is full counts, too."""
         part = max(demand.cpus / self.cpus, demand.gpus / self.gpus if demand.gpus else 0)
-        return 1 / math.floor(1 / part + 1e-9) if 0 < part <= 1 else part
+        if not 0 < part <= 1:
+            return part
+        fit = math.floor(1 / part + 1e-9)
+        if 0 < demand.gpus < 1:  # of one GPU, not of several
+            fit = min(fit, self.gpus * math.floor(1 / demand.gpus + 1e-9))
+        return 1 / fit
 
 
 REDIS = r"^(rediss?://)?[a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?:[0-9]{1,5}$"
@@ -322,156 +255,16 @@ class StackConfig(Strict):
         ge=60,
         description="How long `up` waits for the RayService to be Ready; of an incremental upgrade, for each surge.",
     )
+    max_hourly_usd: float | None = Field(
+        default=None,
+        gt=0,
+        description="What a cluster of kind eks may cost an hour at its largest, an upgrade's second Ray cluster among "
+        "it; `make cost` shows what it does.",
+    )
 
     @model_validator(mode="after")
-    def _somebody_may_ask(self) -> "StackConfig":
-        if not self.keys and not isinstance(self.cluster, NativeCluster):
-            raise ValueError(
-                "keys = []: nobody could use the models, or everybody; fix: add one, `make key NAME=...` prints it"
-            )
-        if any(key.sha256 == digest(LOCAL_KEY) for key in self.keys):
-            raise ValueError(f"keys: one of them is {LOCAL_KEY}, which everybody knows; fix: make another, `make key`")
-        if self.serving.auth.keys_file is not None:
-            raise ValueError(
-                f"serving.auth.keys_file = {self.serving.auth.keys_file!r}: in a stack the program makes that file; "
-                "fix: leave it out, and list the keys in `keys`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _password_has_a_redis(self) -> "StackConfig":
-        if self.redis_password and not self.serving.auth.redis_url:
-            raise ValueError(
-                f"redis_password.name = {self.redis_password.name!r}: there is no Redis that it is for; "
-                "fix: set serving.auth.redis_url, or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _builtin_models_are_on_the_nodes(self) -> "StackConfig":
-        found = [(key, model.source) for key, model in weights(self.serving) if model.on_node]
-        if found and self.cluster.models_path is None:
-            key, source = found[0]
-            if isinstance(self.cluster, EksCluster):
-                raise ValueError(
-                    f"serving.{key}.source = {source!r}: pods read it from their node, and nodes of EKS come and go "
-                    "without it; fix: serve weights from S3 or a hub, or leave that model out ([] or null)"
-                )
-            raise ValueError(
-                f"cluster.models_path: is missing, and pods read serving.{key}.source = {source!r} from their node; "
-                "fix: copy the directory of the models that `python -m app.builtin` prints to the nodes and name it "
-                "here, or serve other weights"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _nodes_are_known(self) -> "StackConfig":
-        """On EKS the program makes the nodes of each worker group; elsewhere they are somebody else's business."""
-        if not isinstance(self.cluster, EksCluster):
-            for index, group in enumerate(self.workers):
-                if group.pool:
-                    raise ValueError(
-                        f"workers.{index}.pool: is for clusters of kind eks; fix: leave it out, nodes are the cluster's"
-                    )
-            return self
-        for index, group in enumerate(self.workers):
-            gpu = group.pool and group.pool.gpu
-            if group.gpus and gpu is None:
-                raise ValueError(
-                    f"workers.{index}.pool.gpu: is missing, and the group's pods have {group.gpus} GPUs; "
-                    "fix: say which, L4 or H100 for instance"
-                )
-            if gpu and not group.gpus:
-                raise ValueError(
-                    f"workers.{index}.pool.gpu = {gpu!r}: the group's pods have no GPU; fix: leave it out, or set gpus"
-                )
-            if group.name == SYSTEM:
-                raise ValueError(
-                    f"workers.{index}.name = {group.name!r}: is that of the cluster's own nodes; fix: choose another"
-                )
-            together = group.pool.to_a_gpu if group.pool else 1
-            if together > 1:
-                self._require_shareable(index, group)
-            if not suited(gpu, group.cpus * together, group.gpus, group.memory_gib * together):
-                raise ValueError(
-                    f"workers.{index}: no instance that we know holds {_counted(together)} of {group.cpus} CPUs, "
-                    f"{group.gpus} GPUs ({gpu or 'none'}) and {group.memory_gib} GiB; fix: lower them, some of "
-                    "each is the node's own, or add the type to infra/aws/instances.csv"
-                )
-        known = {group.pool.gpu for group in self.workers if group.pool and group.pool.gpu}
-        for key, model in weights(self.serving):
-            wanted = model.placement.accelerator_type
-            if wanted and wanted not in known:
-                raise ValueError(
-                    f"serving.{key}.placement.accelerator_type = {wanted!r}: no worker group has it; "
-                    f"fix: set the pool.gpu of one to it, or use {' or '.join(sorted(known)) or 'none'}"
-                )
-        if self.cluster.cache and self.gcs_fault_tolerance:
-            raise ValueError(
-                f"gcs_fault_tolerance.redis_address = {self.gcs_fault_tolerance.redis_address!r}: the state is in "
-                "cluster.cache; fix: keep one of them"
-            )
-        if self.cluster.cache and self.serving.auth.redis_url:
-            raise ValueError(
-                f"serving.auth.redis_url = {self.serving.auth.redis_url!r}: the counts are in cluster.cache; "
-                "fix: keep one of them"
-            )
-        if self.image.repository.startswith("localhost/"):
-            raise ValueError(
-                f"image.repository = {self.image.repository!r}: no node can pull from there; "
-                f"fix: use {self.cluster.registry}, which the program makes, or a registry of yours"
-            )
-        return self
-
-    def _require_shareable(self, index: int, group: WorkerGroup) -> None:
-        """ValueError where a pod or a replica would wait for itself: two of its workers on one GPU."""
-        if group.gpus != 1:
-            raise ValueError(
-                f"workers.{index}.gpus = {group.gpus}: a pod with a share of a GPU has one; fix: set 1, or leave "
-                "pool.share out"
-            )
-        for demand in demands(self.serving):
-            if demand.gpus > 1 and group.holds(demand):
-                raise ValueError(
-                    f"workers.{index}.pool.share: serving.{demand.key} is split over {demand.gpus:g} GPUs, and its "
-                    "workers could get the same one; fix: leave share out, or placement.strategy: STRICT_PACK, which "
-                    "keeps it to a group with so many"
-                )
-
-    @model_validator(mode="after")
-    def _engines_run_in_the_image(self) -> "StackConfig":
-        """A stack has one image, and vLLM is built for GPUs or for CPUs."""
-        if self.accelerator == "cpu":
-            return self
-        for key, model in weights(self.serving):
-            if isinstance(model, LanguageModel) and not model.placement.num_gpus:
-                raise ValueError(
-                    f"serving.{key}.placement.num_gpus = 0: a stack with GPUs has the vLLM for GPUs, which computes on "
-                    "no CPU; fix: set num_gpus, or serve this model in a stack without GPUs"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _upgrade_is_possible(self) -> "StackConfig":
-        """What KubeRay would refuse, or wait for without an end."""
-        if not isinstance(self.upgrade, Incremental):
-            return self
-        problem = f"upgrade.kind = {self.upgrade.kind!r}:"
-        if isinstance(self.cluster, EksCluster) and self.cluster.entry:
-            raise ValueError(
-                f"{problem} its requests come by a Gateway, and cluster.entry leads past that; "
-                "fix: set cluster.entry to null and give the Gateway a load balancer, or use NewCluster"
-            )
-        if isinstance(self.cluster, NativeCluster):
-            raise ValueError(
-                f"{problem} needs a Gateway API, which the native cluster has not; fix: use NewCluster, or a cluster "
-                "of kind existing that has one"
-            )
-        if not self.autoscaling:
-            raise ValueError(
-                f"{problem} needs Ray's autoscaler, and every worker group has a fixed size; fix: raise a group's "
-                "max_replicas above its min_replicas, or use NewCluster"
-            )
+    def _the_contract_holds(self) -> "StackConfig":
+        contract.check(self)
         return self
 
     @property
@@ -537,57 +330,31 @@ class StackConfig(Strict):
         """The keys that the gateway takes."""
         return self.keys or [Key(name="local", sha256=digest(LOCAL_KEY))]
 
-    @model_validator(mode="after")
-    def _replicas_fit(self) -> "StackConfig":
-        """A replica that fits no pod waits for ever, with nothing but a warning in Ray's log."""
-        require_distinct("workers", [group.name for group in self.workers])
-        wanted = list(demands(self.serving))
-        for demand in wanted:
-            _require_a_pod_for(demand, self.workers)
-        for unit, resource in (("CPUs", "cpus"), ("GPUs", "gpus")):
-            offered = sum(getattr(group, resource) * group.max_replicas for group in self.workers)
-            needed = sum(getattr(demand, resource) * demand.replicas for demand in wanted)
-            if needed > offered:
-                raise ValueError(
-                    f"serving: all replicas together need {needed:g} {unit}, and the workers have {offered}; "
-                    f"fix: raise workers.*.max_replicas or {resource}, or lower num_replicas or max_replicas"
-                )
-        return self
 
-
-def _counted(pods: int) -> str:
-    return "a pod" if pods == 1 else f"the {pods} pods that share a GPU, each"
-
-
-def _require_a_pod_for(demand: Demand, workers: list[WorkerGroup]) -> None:
-    """ValueError when no pod can hold what of a replica must be in one place."""
-    if not any(group.holds(demand) for group in workers):
-        gpus = demand.gpus if demand.one_node else min(demand.gpus, 1)
-        pods = ", ".join(f"{group.name} ({group.cpus} CPUs, {group.gpus} GPUs)" for group in workers)
-        raise ValueError(
-            f"serving.{demand.key}: a replica needs {demand.cpus:g} CPUs and {gpus:g} GPUs of one pod, and no worker "
-            f"group has them: {pods}; fix: raise the cpus or gpus of one, or lower the replica's placement"
-        )
-
-
-def parse(values: Mapping[str, Any], source: str) -> StackConfig:
+def parse(values: Mapping[str, Any], source: str, whatever_it_costs: bool = False) -> StackConfig:
     """The stack config in `values` (keys without the project's prefix); `source` is named in errors."""
-    return validate(StackConfig, values, source)
+    stack = validate(StackConfig, values, source)
+    try:
+        if not whatever_it_costs:
+            contract.cost_is_within_limits(stack)
+    except ValueError as error:
+        raise SettingsError(f"{source}:\n  {error}") from None
+    return stack
 
 
-def from_file(stack: str, root: Path = ROOT) -> StackConfig:
+def from_file(stack: str, root: Path = ROOT, whatever_it_costs: bool = False) -> StackConfig:
     """The config of Pulumi.<stack>.yaml, read without Pulumi: so early that nothing has begun yet."""
     path = root / f"Pulumi.{stack}.yaml"
     if not path.exists():
         known = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
-        raise SettingsError(f"stack {stack!r} has no {path.name}; known stacks: {', '.join(known)}")
+        raise SettingsError(f"stack {stack!r} has no {path.name}; fix: use {nearest(stack, known)}, or write that file")
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise SettingsError(f"{path.name} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("config") or {}, dict):
         raise SettingsError(f"{path.name}: expected a mapping with a `config:` mapping inside")
-    return parse(_ours(content.get("config") or {}), path.name)
+    return parse(_ours(content.get("config") or {}), path.name, whatever_it_costs)
 
 
 def from_pulumi() -> StackConfig:

@@ -1,13 +1,19 @@
 """The one ledger of versions. tests/unit/test_versions.py holds it against locks, go.mod files and manifests."""
 
+from datetime import date
+
 RAY = "2.60.0"
 VLLM = "0.29.0"
 """ray[llm] pins vLLM: a newer one than this does not go with RAY."""
 KUBERAY = "1.6.2"
 """1.7.0 is out; 1.6.2 is what the tests here execute."""
+TESTED = {("2.60.0", "0.29.0", "1.6.2")}
+"""Ray, vLLM and KubeRay that all tests have run with. Another combination is refused until it is here."""
 KUBERNETES = "1.35.8"
 EKS = "1.35"
-"""Of clusters on AWS: the minor version that the tests here execute, in standard support until 2027-03-27."""
+"""Of clusters on AWS: the minor version that the tests here execute."""
+EKS_STANDARD_SUPPORT_ENDS = date(2027, 3, 27)
+"""From then on AWS asks for six times the price: https://docs.aws.amazon.com/eks/latest/userguide/kubernetes-versions.html"""
 EKS_ADDONS = {
     "vpc-cni": "v1.22.4-eksbuild.3",
     "kube-proxy": "v1.35.3-eksbuild.21",

@@ -8,6 +8,7 @@ from typing import Any
 from infra.aws.config import EksCluster
 from infra.config import StackConfig
 from scripts.console import Problem
+from scripts.stack_file import eks_cluster
 
 
 def aws(*arguments: str) -> Any:
@@ -22,14 +23,13 @@ def aws(*arguments: str) -> Any:
 
 def cluster_of(stack_name: str, stack: StackConfig) -> EksCluster:
     """The stack's cluster. Raises Problem where it is none on AWS, or the credentials are those of another account."""
-    if not isinstance(stack.cluster, EksCluster):
-        raise Problem(f"stack {stack_name} has no cluster on AWS", "name one of kind eks")
+    eks = eks_cluster(stack_name, stack)
     if not shutil.which("aws"):
         raise Problem("there is no `aws` on PATH", "install AWS's command line: https://aws.amazon.com/cli")
     account = aws("sts", "get-caller-identity")["Account"]
-    if account != stack.cluster.account:
+    if account != eks.account:
         raise Problem(
-            f"the credentials are those of account {account}, and stack {stack_name} is for {stack.cluster.account}",
+            f"the credentials are those of account {account}, and stack {stack_name} is for {eks.account}",
             "set AWS_PROFILE to one of that account",
         )
-    return stack.cluster
+    return eks

@@ -19,7 +19,7 @@ from docker.errors import DockerException
 from requests.exceptions import RequestException
 from testcontainers.core.docker_client import DockerClient
 
-from infra.config import state_dir
+from infra.clusters import state_dir
 from scripts import packages
 from scripts.cluster import traces
 from scripts.cluster.layout import NAME, PATH, start_time

@@ -9,7 +9,8 @@ from typing import Any
 
 from pulumi import automation
 
-from infra.config import NativeCluster, StackConfig, state_dir
+from infra.clusters import NativeCluster, state_dir
+from infra.config import StackConfig
 from scripts import cluster, engine, kubectl, stack_file
 from scripts.console import Problem, main, say, step
 from scripts.kubectl import Kubectl

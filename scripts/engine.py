@@ -20,7 +20,8 @@ import psutil
 import yaml
 from pulumi import automation
 
-from infra.config import PROJECT, ROOT, NativeCluster, StackConfig, state_dir
+from infra.clusters import NativeCluster, state_dir
+from infra.config import PROJECT, ROOT, StackConfig
 from scripts import tools
 from scripts.cluster.layout import start_time
 from scripts.console import Problem, say

@@ -8,7 +8,8 @@ import tempfile
 import time
 from contextlib import ExitStack
 
-from infra.config import LOCAL_KEY, StackConfig
+from infra.clusters import LOCAL_KEY
+from infra.config import StackConfig
 from infra.serving.rayservice import SERVE_PORT
 from scripts import kubectl, ports, stack_file
 from scripts.console import Problem, main, say

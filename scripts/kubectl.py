@@ -13,7 +13,8 @@ import httpx
 from app.builtin import cache_dir
 from app.settings import SettingsError
 from infra.aws.config import EksCluster
-from infra.config import Cluster, ExistingCluster, NativeCluster
+from infra.clusters import ExistingCluster, NativeCluster
+from infra.config import Cluster
 from scripts import tools
 from scripts.cluster import running
 from scripts.console import Problem

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from infra.config import NativeCluster, StackConfig
+from infra.clusters import NativeCluster
+from infra.config import StackConfig
 from infra.platform import kuberay
 from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, kubectl, stack_file

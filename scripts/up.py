@@ -10,7 +10,8 @@ from pulumi import automation
 
 from app.builtin import cache_dir
 from infra import image
-from infra.config import LOCAL_KEY, NativeCluster, StackConfig
+from infra.clusters import LOCAL_KEY, NativeCluster
+from infra.config import StackConfig
 from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, engine, kubectl, models, ownership, stack_file, tools
 from scripts.cluster import images

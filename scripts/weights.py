@@ -6,6 +6,8 @@ checksums, to s3://<bucket>/<model>/<revision>. SHA256SUMS goes last: where that
 
 import argparse
 import hashlib
+import json
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -53,7 +55,33 @@ def weights(stack_name: str, stack: StackConfig, model: str, revision: str) -> N
         only = ["--exclude", "*", *(argument for name in sorted(known) for argument in ("--include", name))]
         aws("s3", "sync", str(directory), target, "--checksum-algorithm", "SHA256", "--only-show-errors", *only)
         aws("s3", "cp", str(directory / SUMS), f"{target}/{SUMS}", "--only-show-errors")
-    say(f"\nin the stack file:\n\n  source: {target}\n\n{directory} may be deleted")
+    lines = [f"source: {target}", *size(directory)]
+    say("\n".join(["\nin the stack file:\n", *(f"  {line}" for line in lines), f"\n{directory} may be deleted"]))
+
+
+def size(directory: Path) -> list[str]:
+    """The lines about the model's size, from its config.json and the headers of its safetensors; none where these are
+    others than those of a plain transformer.
+
+    Of quantised weights the parameters are packed, and their number is not that of the header's.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    text = config.get("text_config", config)
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    if "head_dim" not in text and {"hidden_size", "num_attention_heads"} <= text.keys():
+        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+    if not all(isinstance(text.get(name), int) for name in names) or "quantization_config" in config:
+        return []
+    parameters = sum(map(_parameters, directory.glob("*.safetensors")))
+    values = ", ".join(f"{name}: {text[name]}" for name in names)
+    return ["size:", f"  {{ parameters_billion: {parameters / 1e9:.2f}, {values} }}"]
+
+
+def _parameters(file: Path) -> int:
+    """As many as its header says: https://github.com/huggingface/safetensors#format"""
+    with file.open("rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def hub_files(model: str, revision: str) -> dict[str, str | None]:

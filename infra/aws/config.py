@@ -129,6 +129,12 @@ class Pool(Strict):
     warm: int = Field(
         default=0, ge=0, description="Room for so many pods more that is always there, with their image on the node."
     )
+    max_gpus: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs that its nodes may have at most, with those of an upgrade and warm ones: your quota, or what "
+        "is reserved. What needs more is refused.",
+    )
     disk_gib: int = Field(default=200, ge=50, description="Root volume: images and scratch space of the pods.")
 
     @field_validator("capacity")

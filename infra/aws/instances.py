@@ -1,7 +1,8 @@
 """Which instances hold the pods of a worker group.
 
 instances.csv has the types that we know, with prices of us-east-1 on demand: hardware as DescribeInstanceTypes gives it
-(moto 5.2.5, October 2026), prices from the table in Karpenter's AWS provider 1.14.1 (July 2026).
+(moto 5.2.5, October 2026), prices from the table in Karpenter's AWS provider 1.14.1 (July 2026). offerings.csv has
+those of them that a region has, as DescribeInstanceTypeOfferings gives it (moto 5.2.5).
 """
 
 import csv
@@ -15,6 +16,8 @@ MEMORY_RESERVED_GIB = 1.5
 """What a node sets aside for the kubelet, and the pods that are on each."""
 CPUS_RESERVED = 1
 
+FILE = Path(__file__).with_name("instances.csv")
+
 _SHORT = {("A100", 40960): "A100-40G", ("A100", 81920): "A100-80G"}
 """Ray's names of GPUs which are not EC2's."""
 
@@ -24,6 +27,8 @@ class Instance(NamedTuple):
     gpu: str | None
     """By Ray's name, as a placement's accelerator_type has it."""
     gpus: int
+    gpu_memory_gib: float
+    """Of each."""
     cpus: int
     memory_gib: float
     usd_per_hour: float
@@ -38,12 +43,13 @@ class Instance(NamedTuple):
 @cache
 def known() -> tuple[Instance, ...]:
     """All of x86-64, as our images are, and without burstable ones, whose cores are there for a while only."""
-    with Path(__file__).with_name("instances.csv").open() as file:
+    with FILE.open() as file:
         return tuple(
             Instance(
                 row["instance_type"],
                 _SHORT.get((row["gpu"], int(row["gpu_memory_mib"])), row["gpu"]) or None,
                 int(row["gpu_count"]),
+                int(row["gpu_memory_mib"]) / 1024,
                 int(row["vcpus"]),
                 int(row["memory_mib"]) / 1024,
                 float(row["on_demand_usd_per_hour"]),
@@ -61,3 +67,18 @@ def suited(gpu: str | None, cpus: float, gpus: int, memory_gib: float) -> list[I
     found = [instance for instance in known() if instance.gpu == gpu and instance.pods(cpus, gpus, memory_gib)]
     fewest = min((instance.gpus for instance in found), default=0)
     return sorted((instance for instance in found if instance.gpus == fewest), key=lambda found: found.usd_per_hour)
+
+
+def gpu_memory_gib(gpu: str) -> float | None:
+    """Memory of a GPU by Ray's name: the least that an instance's has; None where we know none with it."""
+    return min((instance.gpu_memory_gib for instance in known() if instance.gpu == gpu), default=None)
+
+
+@cache
+def absent(region: str) -> frozenset[str]:
+    """The types of instances.csv that a region has not; none where that is not known."""
+    with Path(__file__).with_name("offerings.csv").open() as file:
+        offered = {row["region"]: row["instance_types"].split() for row in csv.DictReader(file)}
+    with FILE.open() as file:
+        types = [row["instance_type"] for row in csv.DictReader(file)]
+    return frozenset(types) - {*offered.get(region, types)}

@@ -1,10 +1,15 @@
 """The nodes of a worker group, whoever starts them: which instances, how many, and what is set on them."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from infra.aws.config import POOL, Pool
 from infra.aws.instances import Instance, suited
-from infra.config import StackConfig, WorkerGroup
+
+if TYPE_CHECKING:  # whose contract asks here
+    from infra.config import StackConfig, WorkerGroup
 
 THROUGHPUT = 600
 """MiB/s of the root volume. With less, pulling layers in parallel is slower than one after the other:

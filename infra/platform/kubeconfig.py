@@ -10,7 +10,8 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 
 from app.settings import SettingsError
-from infra.config import PROJECT, ExistingCluster, NativeCluster
+from infra.clusters import ExistingCluster, NativeCluster
+from infra.config import PROJECT
 
 
 def provider(cluster: NativeCluster | ExistingCluster) -> kubernetes.Provider:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from infra.config import native_kubeconfig
+from infra.clusters import native_kubeconfig
 from scripts import cluster, tools
 from scripts.cluster.layout import log_file
 from scripts.console import main, say

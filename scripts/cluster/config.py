@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from infra.config import native_kubeconfig
+from infra.clusters import native_kubeconfig
 from scripts.cluster import pki
 from scripts.cluster.layout import (
     API_PORT,

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from app.builtin import cache_dir
-from infra.config import state_dir
+from infra.clusters import state_dir
 from scripts.cluster.layout import Record
 from scripts.console import Problem
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.builtin import cache_dir
-from infra.config import state_dir
+from infra.clusters import state_dir
 from scripts import ports
 
 NAME = "ray-serve-blueprint"

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from app.builtin import cache_dir
-from infra.config import native_kubeconfig, state_dir
+from infra.clusters import native_kubeconfig, state_dir
 from scripts.cluster import config, images, pki, preflight, traces
 from scripts.cluster.layout import (
     MARK,

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from app.builtin import cache_dir
-from infra.config import state_dir
+from infra.clusters import state_dir
 from scripts import packages, ports
 from scripts.cluster import traces
 from scripts.cluster.layout import NAMESPACES, PATH, api_port, image_store

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from infra.config import LOCAL_KEY, PROJECT, ROOT, StackConfig, from_file
+from infra.clusters import LOCAL_KEY
+from infra.config import PROJECT, ROOT, StackConfig, from_file
 from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose
 from scripts.kubectl import Kubectl, connect

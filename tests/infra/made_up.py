@@ -12,8 +12,9 @@ from infra.aws.config import EksCluster
 from infra.aws.stack import Aws
 from infra.config import StackConfig, parse
 from tests.infra.aws_outputs import outputs
+from tests.unit.contract_stacks import QWEN3_8B
 
-ACCOUNT, REGION, NAME = "123456789012", "eu-west-1", "team"
+ACCOUNT, REGION, NAME = "123456789012", "us-east-1", "team"
 ADMIN = f"arn:aws:iam::{ACCOUNT}:role/platform-admin"
 EKS: dict[str, Any] = {
     "kind": "eks",
@@ -39,7 +40,14 @@ def serving(**variant: Any) -> dict[str, Any]:
     return {**NOTHING, "models": [{"variants": [variant]}]}
 
 
-FROM_S3 = serving(source=SOURCE, placement={"num_gpus": 1, "accelerator_type": "L4"})
+FROM_S3 = serving(source=SOURCE, size=QWEN3_8B, placement={"num_gpus": 1, "accelerator_type": "L4"})
+SMALL = serving(
+    source=SOURCE,
+    size={**QWEN3_8B, "parameters_billion": 1.54},
+    engine={"gpu_memory_utilization": 0.2},
+    placement={"num_gpus": 1, "accelerator_type": "L4"},
+)
+"""Four of it fit a GPU."""
 FROM_HUB: dict[str, Any] = {
     **NOTHING,
     "embeddings": [{"source": "BAAI/bge-large-en-v1.5", "revision": "d4aa6901d3a41ba39fb536a557fa166f842b0e09"}],

@@ -8,7 +8,8 @@ import yaml
 
 from app import keys
 from app.keys import Key, KeysFile
-from infra.config import KEYS_FILE, LOCAL_KEY, StackConfig
+from infra.clusters import LOCAL_KEY
+from infra.config import KEYS_FILE, StackConfig
 from infra.serving.access import accounts, keys_secret, token_secret
 from tests.infra import schemas
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from app.keys import Key, digest
-from infra.config import ExistingCluster, Head, StackConfig, WorkerGroup
+from infra.clusters import ExistingCluster
+from infra.config import Head, StackConfig, WorkerGroup
 from infra.platform import kuberay
 from infra.serving.guardrails import disruption_budget, quota
 from infra.serving.rayservice import rayservice

@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from infra import image
-from infra.config import ROOT, Accelerator, ExistingCluster, Image, StackConfig, WorkerGroup, from_file
+from infra.clusters import ExistingCluster
+from infra.config import ROOT, Accelerator, Image, StackConfig, WorkerGroup, from_file
 from tests.infra.made_up import FROM_S3, eks_stack, values
 
 LOCAL = StackConfig()

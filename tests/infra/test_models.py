@@ -7,7 +7,8 @@ import pytest
 from app import settings
 from app.builtin import models_dir
 from app.keys import Key, digest
-from infra.config import ExistingCluster, StackConfig, WorkerGroup
+from infra.clusters import ExistingCluster
+from infra.config import StackConfig, WorkerGroup
 from infra.serving.models import model_volume
 from infra.serving.rayservice import rayservice
 from tests.infra import schemas

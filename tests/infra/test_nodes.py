@@ -13,7 +13,7 @@ from infra.config import StackConfig
 from infra.platform.karpenter import node_pool
 from infra.platform.nodes import Nodes
 from infra.platform.secrets import ExternalSecrets
-from tests.infra.made_up import FROM_HUB, GPUS, NAME, REGION, Resource, eks_stack, registering
+from tests.infra.made_up import FROM_HUB, GPUS, NAME, REGION, SMALL, Resource, eks_stack, registering
 
 MANAGED = {**GPUS, "pool": {"gpu": "L4", "nodes": "managed"}}
 
@@ -68,7 +68,7 @@ def test_the_device_plugin_is_the_ledgers() -> None:
 def test_a_group_that_shares_gpus_has_its_own_configuration_of_the_plugin(by: str, key: str) -> None:
     share = {"by": by, "replicas": 4}
     small = {**GPUS, "cpus": 1, "memory_gib": 6, "pool": {"gpu": "L4", "nodes": "managed", "share": share}}
-    stack = eks_stack(small, {**GPUS, "name": "whole"})
+    stack = eks_stack(small, {**GPUS, "name": "whole"}, serving=SMALL)
     config = release(register(stack), "nvidia-device-plugin")["values"]["config"]
     assert (set(config["map"]), config["default"]) == ({"default", "l4"}, "default")
     found = yaml.safe_load(config["map"]["l4"])
@@ -83,7 +83,7 @@ def test_pods_that_share_a_gpu_share_a_node() -> None:
     """Four pods and four of an upgrade, on machines with room for all four that share."""
     share = {"replicas": 4}
     small = {**GPUS, "cpus": 1, "memory_gib": 6, "pool": {"gpu": "L4", "nodes": "managed", "share": share}}
-    stack = eks_stack(small)
+    stack = eks_stack(small, serving=SMALL)
     (group,) = stack.workers
     assert most_nodes(stack, group) == 2
     assert instances(group)[0].type == "g6.2xlarge", "a g6.xlarge has a GPU for them, and no memory"

@@ -17,7 +17,8 @@ from pulumi.runtime import mocks, rpc
 from app.keys import digest
 from infra import versions
 from infra.aws.config import EksCluster
-from infra.config import ROOT, from_file, native_kubeconfig
+from infra.clusters import native_kubeconfig
+from infra.config import ROOT, from_file
 from infra.platform.kubeconfig import sign
 from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
@@ -163,6 +164,11 @@ def test_the_keys_are_a_secret_in_the_services_namespace() -> None:
 def test_a_cluster_of_others_without_keys_stops_the_program() -> None:
     with pytest.raises(pulumi.RunError, match=r"keys = \[\]: nobody could use the models"):
         run("local", {"blueprint:cluster": {"kind": "existing", "contexts": ["prod"]}})
+
+
+def test_a_stack_over_its_limit_stops_the_program() -> None:
+    with pytest.raises(pulumi.RunError, match=r"max_hourly_usd = 2: at its largest the stack costs up to 7\.49 USD"):
+        run("dev", {**yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"], "blueprint:max_hourly_usd": 2})
 
 
 def existing(kubeconfig: Path, *contexts: str) -> dict[str, Any]:

@@ -10,16 +10,8 @@ import yaml
 from app import keys, settings
 from app.keys import Key
 from infra import versions
-from infra.config import (
-    KEYS_FILE,
-    ROOT,
-    ExistingCluster,
-    GcsFaultTolerance,
-    SecretKey,
-    StackConfig,
-    WorkerGroup,
-    from_file,
-)
+from infra.clusters import ExistingCluster
+from infra.config import KEYS_FILE, ROOT, GcsFaultTolerance, SecretKey, StackConfig, WorkerGroup, from_file
 from infra.serving.access import accounts, keys_name, keys_secret, token_name
 from infra.serving.pods import RESTRICTED
 from infra.serving.rayservice import rayservice

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from infra.config import native_kubeconfig
+from infra.clusters import native_kubeconfig
 from scripts.cluster import config, images, layout, lifecycle, pki, preflight, traces
 from scripts.console import Problem
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import NativeCluster
+from infra.clusters import NativeCluster
 from scripts import diagnose, engine, kubectl
 from scripts.console import Problem
 from scripts.diagnose import cause, findings, hopeless

@@ -7,7 +7,8 @@ import pytest
 from pulumi import automation
 
 from app.keys import Key
-from infra.config import ExistingCluster, StackConfig
+from infra.clusters import ExistingCluster
+from infra.config import StackConfig
 from scripts import down, engine, kubectl, stack_file
 from scripts.console import Problem
 from scripts.observe import Object

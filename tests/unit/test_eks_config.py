@@ -7,6 +7,7 @@ import pytest
 from app.settings import SettingsError
 from infra import config
 from infra.aws.config import EksCluster
+from tests.unit.contract_stacks import QWEN3_8B
 from tests.unit.test_stack_config import NOTHING, key
 
 
@@ -17,8 +18,8 @@ def eks(*workers: dict[str, Any], **cluster: Any) -> dict[str, Any]:
             "kind": "eks",
             "name": "team",
             "account": "123456789012",
-            "region": "eu-west-1",
-            "zones": ["eu-west-1a", "eu-west-1b", "eu-west-1c"],
+            "region": "eu-central-1",
+            "zones": ["eu-central-1a", "eu-central-1b", "eu-central-1c"],
             "tags": {"owner": "ml", "cost_center": "4711", "environment": "test"},
             "admins": ["arn:aws:iam::123456789012:role/admin"],
             **cluster,
@@ -30,11 +31,13 @@ def eks(*workers: dict[str, Any], **cluster: Any) -> dict[str, Any]:
     }
 
 
-CERTIFICATE = "arn:aws:acm:eu-west-1:123456789012:certificate/0123-abcd"
+CERTIFICATE = "arn:aws:acm:eu-central-1:123456789012:certificate/0123-abcd"
 L4 = {"name": "l4", "cpus": 7, "gpus": 1, "memory_gib": 28, "pool": {"gpu": "L4"}}
 HUB = {
     "source": "Qwen/Qwen3-8B",
     "revision": "b968826d9c46dd6066d109eabc6255188de91218",
+    "engine": {"quantization": "fp8"},
+    "size": QWEN3_8B,
     "placement": {"num_gpus": 1, "accelerator_type": "L4"},
 }
 
@@ -45,9 +48,9 @@ SPLIT = {**HUB, "placement": {**HUB["placement"], "strategy": "PACK"}, "engine":
 def test_a_cluster_on_aws() -> None:
     stack = config.parse(eks(), "Pulumi.test.yaml")
     assert isinstance(stack.cluster, EksCluster)
-    assert stack.cluster.bucket == "team-weights-123456789012-eu-west-1"
-    assert stack.cluster.registry == "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team"
-    assert stack.cluster.arn == "arn:aws:eks:eu-west-1:123456789012:cluster/team"
+    assert stack.cluster.bucket == "team-weights-123456789012-eu-central-1"
+    assert stack.cluster.registry == "123456789012.dkr.ecr.eu-central-1.amazonaws.com/team"
+    assert stack.cluster.arn == "arn:aws:eks:eu-central-1:123456789012:cluster/team"
     assert stack.cluster.deletion_protection, "whoever forgets it keeps what they have"
     assert stack.models_path is None
 
@@ -62,9 +65,12 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
     (eks(account=123456789012), ["cluster.account = 123456789012", "valid string"]),
     (eks(region="Ireland"), ["cluster.region = 'Ireland'"]),
     (eks(region="cn-north-1"), ["cluster.region = 'cn-north-1'"]),
-    (eks(zones=["eu-west-1a"]), ["cluster.zones", "at least 3 items"]),
-    (eks(zones=["eu-west-1a", "eu-west-1a", "eu-west-1b"]), ["cluster.zones", "is there twice"]),
-    (eks(zones=["eu-west-1a", "eu-west-1b", "us-east-1c"]), ["us-east-1c is not a zone of eu-west-1", "eu-west-1a"]),
+    (eks(zones=["eu-central-1a"]), ["cluster.zones", "at least 3 items"]),
+    (eks(zones=["eu-central-1a", "eu-central-1a", "eu-central-1b"]), ["cluster.zones", "is there twice"]),
+    (
+        eks(zones=["eu-central-1a", "eu-central-1b", "us-east-1c"]),
+        ["us-east-1c is not a zone of eu-central-1", "eu-central-1a"],
+    ),
     (eks(tags={"owner": "ml"}), ["cluster.tags.cost_center: is missing", "cluster.tags.environment: is missing"]),
     (
         eks(tags={"owner": "ml", "cost_center": "1", "environment": "x", "more": {"owner": "me"}}),
@@ -103,8 +109,8 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
     (eks(entry={"certificate": CERTIFICATE}), ["cluster.entry.certificate = 'arn:", "or neither"]),
     (eks(entry={"host": "models"}), ["cluster.entry.host = 'models'", "pattern"]),
     (
-        eks(entry={"host": "models.example.com", "certificate": CERTIFICATE.replace("eu-west-1", "us-east-1")}),
-        ["cluster.entry.certificate = 'arn:", "own region and account", "in eu-west-1"],
+        eks(entry={"host": "models.example.com", "certificate": CERTIFICATE.replace("eu-central-1", "us-east-1")}),
+        ["cluster.entry.certificate = 'arn:", "own region and account", "in eu-central-1"],
     ),
     (
         {
@@ -157,7 +163,7 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {**eks(), "image": {}},
-        ["image.repository = 'localhost/blueprint'", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team"],
+        ["image.repository = 'localhost/blueprint'", "123456789012.dkr.ecr.eu-central-1.amazonaws.com/team"],
     ),
     (
         {**eks(), "serving": {**NOTHING, "models": [{"variants": [HUB, {**HUB, "name": "canary", "placement": {}}]}]}},

@@ -13,7 +13,8 @@ from pulumi import automation
 
 from app.keys import Key, digest
 from infra import config
-from infra.config import ROOT, ExistingCluster, StackConfig, from_file
+from infra.clusters import ExistingCluster
+from infra.config import ROOT, StackConfig, from_file
 from scripts import down, engine, kubectl, packages, stack_file, tools, up
 from scripts.console import Problem
 

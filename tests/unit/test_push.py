@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from infra.config import ExistingCluster, StackConfig, from_file
+from infra.clusters import ExistingCluster
+from infra.config import StackConfig, from_file
 from infra.image import reference
 from scripts import image
 from scripts.console import Problem

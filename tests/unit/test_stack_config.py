@@ -10,7 +10,8 @@ import yaml
 from app.keys import Key, digest
 from app.settings import SettingsError, demands
 from infra import config, versions
-from infra.config import LOCAL_KEY, ROOT, ExistingCluster, NativeCluster
+from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
+from infra.config import ROOT
 from infra.upgrade import Incremental
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))

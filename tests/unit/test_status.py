@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.keys import Key
-from infra.config import ExistingCluster, StackConfig
+from infra.clusters import ExistingCluster
+from infra.config import StackConfig
 from scripts import kubectl, observe, stack_file, status
 from scripts.console import Problem, table
 from scripts.observe import Object, look

@@ -1,13 +1,16 @@
 """How weights get into the bucket: a hub and a bucket that are directories."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from app.size import Size
 from infra.config import from_file
 from scripts import weights
 from scripts.console import Problem
@@ -75,6 +78,30 @@ def test_safetensors_and_what_belongs_to_them_are_in_the_bucket_with_their_check
     assert sums == [[hashlib.sha256(FILES[name]).hexdigest(), name] for name in wanted]
     source = f"s3://blueprint-dev-weights-123456789012-us-east-1/{MODEL}/{REVISION}"
     assert f"source: {source}" in capsys.readouterr().out
+
+
+def safetensors(**shapes: list[int]) -> bytes:
+    """A file's header, which is all that is read of it."""
+    header = json.dumps(
+        {"__metadata__": {}, **{name: {"dtype": "BF16", "shape": shape} for name, shape in shapes.items()}}
+    )
+    return len(header).to_bytes(8, "little") + header.encode()
+
+
+def test_the_size_is_told_as_the_stack_file_has_it(tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "1.safetensors").write_bytes(safetensors(embed=[151936, 4096], norm=[4096]))
+    (tmp_path / "2.safetensors").write_bytes(safetensors(mlp=[12288, 4096, 100]))
+    (values,) = yaml.safe_load("\n".join(weights.size(tmp_path))).values()
+    assert Size.model_validate(values) == Size(
+        **{"parameters_billion": 5.66, "num_hidden_layers": 36, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "head_dim": 128},
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**shape, "head_dim": 64}}))
+    assert "head_dim: 64" in weights.size(tmp_path)[1]
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "quantization_config": {}}))
+    assert weights.size(tmp_path) == []
 
 
 def test_what_is_complete_is_left_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from infra.config import NativeCluster
+from infra.clusters import NativeCluster
 from scripts import cluster, kubectl, tools
 from scripts.cluster import traces
 from scripts.cluster.layout import PAUSE_IMAGE, Record

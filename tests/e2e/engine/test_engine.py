@@ -23,7 +23,8 @@ import yaml
 from pulumi import automation
 
 from infra import versions
-from infra.config import ROOT, ExistingCluster, Operator, StackConfig
+from infra.clusters import ExistingCluster
+from infra.config import ROOT, Operator, StackConfig
 from infra.platform import kuberay
 from infra.platform.kubeconfig import provider, sign
 from scripts import engine, tools

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from app.settings import Settings, Variant, demands, load
-from infra.config import LOCAL_KEY, ROOT, Head, StackConfig, WorkerGroup
+from infra.clusters import LOCAL_KEY
+from infra.config import ROOT, Head, StackConfig, WorkerGroup
 from infra.serving.access import accounts, keys_secret, token_secret
 from infra.serving.rayservice import rayservice
 from scripts.cluster.layout import NODE, PAUSE_IMAGE

@@ -5,7 +5,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as kubernetes
 
-from infra.config import NativeCluster
+from infra.clusters import NativeCluster
 from infra.platform.kubeconfig import provider, signed
 
 NAMESPACE = "interrupted"

@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from infra.config import LOCAL_KEY, ROOT, StackConfig
+from infra.clusters import LOCAL_KEY
+from infra.config import ROOT, StackConfig
 from scripts import diagnose
 from scripts.cluster.layout import PAUSE_IMAGE
 from scripts.kubectl import Kubectl

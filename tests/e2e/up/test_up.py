@@ -15,7 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from infra.config import LOCAL_KEY, ROOT, StackConfig, from_file
+from infra.clusters import LOCAL_KEY
+from infra.config import ROOT, StackConfig, from_file
 from infra.platform import kuberay
 from scripts.cluster.layout import api_port
 from scripts.kubectl import Kubectl
