@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from infra.policy.resource import UNKNOWN, Resource, at, objects
+from infra.policy.resources import UNKNOWN, Resource, at, objects
 
 _SWITCHES = {
     "aws:ebs/volume:Volume": ("encrypted",),

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from infra.policy.resource import UNKNOWN, Resource
+from infra.policy.resources import UNKNOWN, Resource
 
 
 def public_endpoint(resource: Resource, stacks: Collection[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infra.aws import instances
-from infra.policy.resource import UNKNOWN, Resource, at, objects, strings
+from infra.policy.resources import UNKNOWN, Resource, at, objects, strings
 
 GPU = "nvidia.com/gpu"
 _COUNTS = {instance.type: instance.gpus for instance in instances.known()}

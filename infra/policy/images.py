@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from infra.policy.resource import Resource, walk
+from infra.policy.resources import Resource, walk
 
 _SAYS = "pods that start tomorrow may run something else, and a rollback would not bring it back"
 _VERSION = re.compile(r"(^|[^0-9.])\d+\.\d+\.\d+($|[^0-9.])")

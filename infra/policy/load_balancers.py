@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from infra.policy.resource import UNKNOWN, Resource, at, objects, walk
+from infra.policy.resources import UNKNOWN, Resource, at, objects, walk
 
 _SERVICE = "service.beta.kubernetes.io/aws-load-balancer-"
 _ALB = "alb.ingress.kubernetes.io/"

@@ -17,7 +17,7 @@ from pulumi_policy import (
 )
 
 from infra.policy import encryption, endpoints, gpus, images, load_balancers, runtime_env, tags
-from infra.policy.resource import Resource, plain
+from infra.policy.resources import Resource, plain
 
 CONFIG = Path(__file__).with_name("config.json")
 _NAMES: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "minItems": 1}

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from infra.policy.resource import Resource, strings, walk
+from infra.policy.resources import Resource, strings, walk
 
 _INSTALL = ("pip", "uv", "conda")
 _FETCH = ("working_dir", "py_modules")

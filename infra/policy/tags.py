@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from infra.policy.resource import UNKNOWN, Resource, at, objects
+from infra.policy.resources import UNKNOWN, Resource, at, objects
 
 
 def required_tags(resource: Resource, tags: Sequence[str]) -> Iterator[str]:

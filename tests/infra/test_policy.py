@@ -4,13 +4,19 @@ That a violation stops Pulumi's engine, tests/e2e/engine/test_policy.py shows.
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
-from pulumi.runtime import mocks, rpc
+from google.protobuf import empty_pb2
+from pulumi.runtime import mocks, proto, rpc
+from pulumi.runtime.proto import analyzer_pb2_grpc
 from pulumi_policy import (
     PolicyCustomTimeouts,
     PolicyResource,
@@ -25,7 +31,8 @@ from pulumi_policy.proxy import UNKNOWN_STRING_VALUE, unknown_checking_proxy
 from infra.config import ROOT
 from infra.policy import pack
 from infra.policy.images import is_mutable
-from infra.policy.resource import Resource
+from infra.policy.resources import Resource
+from scripts.engine import ANALYZER, POLICY_PACK
 from tests.infra.test_program import STACKS, Recorder, record
 
 OPTIONS = PolicyResourceOptions(False, [], None, [], PolicyCustomTimeouts(0, 0, 0), [])
@@ -427,3 +434,27 @@ def test_a_typo_in_the_config_is_told(
     pack.CONFIG.write_text(json.dumps(content))
     with pytest.raises(SystemExit, match=says):
         pack.initial_config()
+
+
+def test_the_pack_starts_as_the_engine_starts_it() -> None:
+    """With flags around the arguments, in the pack's directory, whose modules come before the standard library's."""
+    command = [str(ANALYZER / "pulumi-analyzer-policy-python"), "--tracing", "file:t", "-v=3", "127.0.0.1:1", "."]
+    command += ["-virtualenv=../../.venv-infra", "--unknown"]
+    environment = {**os.environ, "PULUMI_PYTHON_CMD": sys.executable}
+    with subprocess.Popen(command, cwd=POLICY_PACK, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout
+            port = int(process.stdout.readline())
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                analyzer = analyzer_pb2_grpc.AnalyzerStub(channel)
+                info = analyzer.GetAnalyzerInfo(empty_pb2.Empty())
+                names = {name: proto.PolicyConfig(properties=of.properties) for name, of in info.initialConfig.items()}
+                analyzer.Configure(proto.ConfigureAnalyzerRequest(policyConfig=names))
+                queue = proto.AnalyzeRequest(type="aws:sqs/queue:Queue", urn=urn("queue"))
+                crd = proto.AnalyzeRequest(type="kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition")
+                found = [[item.policyName for item in analyzer.Analyze(asked).diagnostics] for asked in (queue, crd)]
+        finally:
+            process.kill()
+    assert [policy.name for policy in info.policies] == [policy.name for policy in pack.POLICIES]
+    assert {policy.enforcementLevel for policy in info.policies} == {proto.MANDATORY}
+    assert found == [["encryption"], []]

@@ -1,4 +1,7 @@
-"""Resources as rules read them: some of their properties are known only when `up` has made others."""
+"""Resources as rules read them: some of their properties are known only when `up` has made others.
+
+Pulumi puts this directory before the standard library, so no module here may have the name of one there.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
