@@ -31,9 +31,11 @@ class Analyzer(policy._PolicyAnalyzerServicer):
 
 
 policy._PolicyAnalyzerServicer = Analyzer
+LEVEL = EnforcementLevel.MANDATORY
 PolicyPack(
     name="blueprint",
-    enforcement_level=EnforcementLevel.MANDATORY,
+    enforcement_level=LEVEL,
     policies=POLICIES,
-    initial_config=initial_config(),
+    # A policy whose config says no level would only warn.
+    initial_config={name: {**values, "enforcementLevel": LEVEL} for name, values in initial_config().items()},
 )

@@ -448,13 +448,15 @@ def test_the_pack_starts_as_the_engine_starts_it() -> None:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 analyzer = analyzer_pb2_grpc.AnalyzerStub(channel)
                 info = analyzer.GetAnalyzerInfo(empty_pb2.Empty())
-                names = {name: proto.PolicyConfig(properties=of.properties) for name, of in info.initialConfig.items()}
-                analyzer.Configure(proto.ConfigureAnalyzerRequest(policyConfig=names))
-                queue = proto.AnalyzeRequest(type="aws:sqs/queue:Queue", urn=urn("queue"))
-                crd = proto.AnalyzeRequest(type="kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition")
-                found = [[item.policyName for item in analyzer.Analyze(asked).diagnostics] for asked in (queue, crd)]
+                analyzer.Configure(proto.ConfigureAnalyzerRequest(policyConfig=dict(info.initialConfig)))
+                kinds = [
+                    "aws:sqs/queue:Queue",
+                    "pulumi:providers:aws",
+                    "kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition",
+                ]
+                asked = [analyzer.Analyze(proto.AnalyzeRequest(type=kind, urn=urn("it"))) for kind in kinds]
         finally:
             process.kill()
     assert [policy.name for policy in info.policies] == [policy.name for policy in pack.POLICIES]
-    assert {policy.enforcementLevel for policy in info.policies} == {proto.MANDATORY}
-    assert found == [["encryption"], []]
+    found = [[(item.policyName, item.enforcementLevel) for item in answer.diagnostics] for answer in asked]
+    assert found == [[("encryption", proto.MANDATORY)], [("required-tags", proto.MANDATORY)], []]
