@@ -12,9 +12,11 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import yaml
@@ -25,6 +27,11 @@ from infra.config import PROJECT, ROOT, StackConfig
 from scripts import tools
 from scripts.cluster.layout import start_time
 from scripts.console import Problem, say
+
+POLICY_PACK = ROOT / "infra" / "policy"
+ANALYZER = Path(__file__).parent / "analyzer"
+"""Directory of what starts the policy pack where Pulumi's own, which comes with its Python host, is not there."""
+Result = TypeVar("Result")
 
 
 def has_python_host() -> bool:
@@ -128,6 +135,8 @@ def open_stack(name: str, config: StackConfig) -> automation.Stack:
     }
     if not has_python_host():
         environment["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "true"
+        environment["PATH"] = f"{ANALYZER}{os.pathsep}{environment['PATH']}"
+        environment["PULUMI_PYTHON_CMD"] = sys.executable
     native = isinstance(config.cluster, NativeCluster)
     if native:
         environment |= _native_environment()
@@ -197,6 +206,31 @@ def in_use(stack: str, error: automation.ConcurrentUpdateError) -> Problem:
         f"stack {stack} is in use by {found[1] if found else 'another run'}",
         f"wait until that has ended; when it was killed, `pulumi cancel --stack {stack}` frees the stack",
     )
+
+
+def policed(run: Callable[..., Result], **options: Any) -> Result:
+    """A stack's preview or up, with the policy pack. Raises Problem with what violates it.
+
+    What is about a single resource stops it from being made. What is about the whole stack is asked at the end, which
+    in an `up` is too late: so a preview comes before, as in a plain `pulumi up`.
+    """
+    violations: list[str] = []
+
+    def note(event: automation.EngineEvent) -> None:
+        found = event.policy_event
+        if found and found.enforcement_level == "mandatory":
+            *_, kind, name = (found.resource_urn or "").split("::")
+            # The policy's description, then what it found, in Pulumi's markup.
+            _, _, message = re.sub(r"<\{%.*?%\}>", "", found.message).strip().partition("\n")
+            violations.append(f"{kind.rpartition(':')[2]} {name}: {message} ({found.policy_name})")
+
+    try:
+        return run(policy_packs=[str(POLICY_PACK)], on_event=note, color="never", **options)
+    except automation.CommandError:
+        if not violations:
+            raise
+        said = "\n".join(f"  {violation}" for violation in violations)
+        raise Problem(f"policies are violated:\n{said}", "do what each says; docs/policy.md has all of them") from None
 
 
 def refresh(stack: automation.Stack) -> None:

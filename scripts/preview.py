@@ -15,7 +15,7 @@ def preview(stack_name: str) -> None:
     with step(f"pulumi preview --stack {stack_name}"):
         try:
             opened = engine.open_stack(stack_name, stack)
-            result = opened.preview(on_output=engine.progress(), color="never")
+            result = engine.policed(opened.preview, on_output=engine.progress())
         except automation.ConcurrentUpdateError as error:
             raise engine.in_use(stack_name, error) from None
         except automation.CommandError as error:

@@ -88,8 +88,10 @@ def up(stack_name: str) -> None:
         try:
             opened = engine.open_stack(stack_name, stack)
             engine.refresh(opened)
+            if not isinstance(stack.cluster, NativeCluster):
+                engine.policed(opened.preview)
             with diagnose.watching(kubernetes, stack.namespace, engine.progress(), engine.interrupt) as see:
-                result = opened.up(on_output=see, color="never")
+                result = engine.policed(opened.up, on_output=see)
         except automation.ConcurrentUpdateError as error:
             raise engine.in_use(stack_name, error) from None
         except automation.CommandError as error:

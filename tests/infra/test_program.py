@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,10 +42,13 @@ class Recorder(mocks.Mocks):
         raise AssertionError(f"the program calls nothing on a provider, but it did: {args.token}")
 
 
-def record(stack: str, values: dict[str, Any] | None = None) -> Recorder:
+def record(
+    stack: str, values: dict[str, Any] | None = None, monitor: Callable[[Recorder], mocks.MockMonitor] | None = None
+) -> Recorder:
     """Run the program with the stack file's values, or with others."""
     recorder = Recorder()
-    pulumi.runtime.set_mocks(recorder, project="blueprint", stack=stack, preview=False)
+    engine = monitor and monitor(recorder)
+    pulumi.runtime.set_mocks(recorder, project="blueprint", stack=stack, preview=False, monitor=engine)
     if values is None:
         values = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
     given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (values or {}).items()}

@@ -5,13 +5,10 @@ Of the Kubernetes half, the real provider writes the objects into a directory in
 
 import base64
 import json
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pulumi
 import pulumi_kubernetes as kubernetes
@@ -21,34 +18,16 @@ from pulumi import automation
 
 from infra.aws.config import EksCluster, Mirrors
 from infra.aws.stack import Aws
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import StackConfig, from_file
 from infra.platform import entry, kuberay, nodes, secrets
 from infra.platform.charts import Chart
 from scripts import engine
-from tests.e2e.engine.stand_in_aws import ENVIRONMENT, Operation, operations
+from tests.e2e.engine.stand_in_aws import Operation, operations
 from tests.infra import schemas
 
 Deploy = Callable[[StackConfig], automation.Stack]
 KINDS = ["aws:eks/nodeGroup:NodeGroup", "aws:eks/cluster:Cluster", "aws:ec2/subnet:Subnet", "aws:ec2/vpc:Vpc"]
 """In the order in which they go."""
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where the stand-in notes what it is asked; it is on PATH, and the stack's state is beside it."""
-    binary = tmp_path / "bin" / "pulumi-resource-aws"
-    binary.parent.mkdir()
-    # Not where the engine starts it: infra/platform would be Python's own `platform`.
-    binary.write_text(f"#!/bin/sh\ncd '{ROOT}' && exec '{sys.executable}' -m tests.e2e.engine.stand_in_aws\n")
-    binary.chmod(0o755)
-    (tmp_path / "operations").touch()
-    changed = {
-        "PATH": f"{binary.parent}{os.pathsep}{os.environ['PATH']}",
-        "BLUEPRINT_STATE": str(tmp_path / "state"),
-        ENVIRONMENT: str(tmp_path),
-    }
-    with mock.patch.dict(os.environ, changed):
-        yield tmp_path
 
 
 @pytest.fixture
