@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 
 from infra.aws.config import EksCluster
-from infra.config import NativeCluster, StackConfig
+from infra.clusters import NativeCluster
+from infra.config import StackConfig
 from scripts import cluster, stack_file
 from scripts.console import Problem, main, say, table
 from scripts.doctor import NOTE, OK, UNKNOWN, WRONG, Check, account, machine

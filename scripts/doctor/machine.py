@@ -10,7 +10,8 @@ from pathlib import Path
 
 from infra import image, versions
 from infra.aws.config import EksCluster
-from infra.config import NativeCluster, StackConfig
+from infra.clusters import NativeCluster
+from infra.config import StackConfig
 from scripts import cluster, engine, packages, tools
 from scripts.aws_cli import require_aws
 from scripts.cluster import images, preflight
