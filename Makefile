@@ -12,20 +12,18 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo experiment key bootstrap weights preview cost prices up status logs forward \
-  down test aws setup-docker remove-docker e2e check tools image push lock schema vendor-balancer vendor-karpenter vendor-kuberay \
+.PHONY: help rename setup serve demo experiment key bootstrap weights preview cost prices doctor up status logs \
+  forward down test aws setup-docker remove-docker e2e check tools image push lock schema vendor-balancer \
+  vendor-karpenter vendor-kuberay \
   vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-setcost: .venv-infra/.installed ## what STACK costs by the hour and month (TOKENS_PER_SECOND= adds USD a million tokens; JSON=1)
-	@$(INFRA) -m scripts.cost $(STACK) --tokens-per-second "$(TOKENS_PER_SECOND)" $(if $(JSON),--json)
+rename: .venv-infra/.installed ## call the project NAME, once, before anything of it is deployed
+	@$(INFRA) -m scripts.rename "$(NAME)"
 
-prices: .venv-infra/.installed ## AWS's prices of now for what STACK uses, into infra/aws/prices.csv
-	@$(INFRA) -m scripts.prices $(STACK)
-
-up: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
+setup: .venv/.installed .venv-infra/.installed ## install both Python environments from the locks
 	@$(APP) -m scripts.packages laptop
 
 serve: .venv/.installed ## serve the built-in models, or SETTINGS=file, on 127.0.0.1:8000; SHAPE=cluster as a RayService does
@@ -50,8 +48,17 @@ weights: .venv/.installed ## put MODEL of the hub, at the commit REVISION, into 
 preview: .venv-infra/.installed ## what `make up` would do to STACK
 	@$(INFRA) -m scripts.preview $(STACK)
 
+cost: .venv-infra/.installed ## what STACK costs by the hour and month (TOKENS_PER_SECOND= adds USD a million tokens; JSON=1)
+	@$(INFRA) -m scripts.cost $(STACK) --tokens-per-second "$(TOKENS_PER_SECOND)" $(if $(JSON),--json)
+
+prices: .venv-infra/.installed ## AWS's prices of now for what STACK uses, into infra/aws/prices.csv
+	@$(INFRA) -m scripts.prices $(STACK)
+
 up: .venv/.installed .venv-infra/.installed ## deploy STACK (default: local) and ask the model a question
 	@$(INFRA) -m scripts.up $(STACK)
+
+doctor: .venv-infra/.installed ## what would make `make up` of STACK fail, or does not work now, each with its fix
+	@$(INFRA) -m scripts.doctor $(STACK)
 
 status: .venv-infra/.installed ## what of STACK runs, and what keeps the rest from running
 	@$(INFRA) -m scripts.status $(STACK)
@@ -62,8 +69,8 @@ logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= cho
 forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000) and Ray's dashboard (DASHBOARD=8265) on 127.0.0.1
 	@$(INFRA) -m scripts.forward $(STACK) --port "$(PORT)" --dashboard "$(DASHBOARD)"
 
-down: .venv-infra/.installed ## take STACK away and leave nothing behind
-	@$(INFRA) -m scripts.down $(STACK)
+down: .venv-infra/.installed ## take STACK away and leave nothing behind; production wants its name, CONFIRM=<stack>
+	@$(INFRA) -m scripts.down $(STACK) --confirm "$(CONFIRM)"
 
 test: setup ## unit and infrastructure tests, the AWS provider, and the real server driven by the OpenAI client
 	$(INFRA) -m pytest tests/unit tests/infra
@@ -88,7 +95,7 @@ check: setup ## format, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
-	  scripts/cluster scripts/tools tests/unit tests/infra tests/aws tests/e2e tests/ports.py
+	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/e2e tests/ports.py
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
 	@$(INFRA) -m scripts.tools

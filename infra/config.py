@@ -1,4 +1,4 @@
-"""The validated configuration of a stack: what a Pulumi.<stack>.yaml may say under `blueprint:`.
+"""The validated configuration of a stack: what a Pulumi.<stack>.yaml may say under the project's name.
 
 A wrong value is a SettingsError that names key, value, reason and fix, raised before anything is created.
 """
@@ -22,7 +22,8 @@ from infra.aws.config import EksCluster, Pool
 from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
 from infra.upgrade import Incremental, NewCluster, NoUpgrade, Upgrade, replicas
 
-PROJECT = "blueprint"
+PROJECT: str = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["name"]
+"""Its name, and so the prefix of all keys in stack files. `make rename` changes it."""
 KEYS_FILE = "/etc/blueprint/keys/keys.yaml"
 """Where the pods find the API keys."""
 
@@ -84,7 +85,7 @@ class Operator(Strict):
 class Image(Strict):
     """Where the application image lies. Its tag is a digest of what goes into it (infra/image.py)."""
 
-    repository: str = Field(default="localhost/blueprint", description="Image name without tag, with registry if any.")
+    repository: str = Field(default=f"localhost/{PROJECT}", description="Image name without tag, with registry if any.")
     base: str = Field(
         default="docker.io/library/debian:bookworm-slim",
         description="Image of Debian 12 to build on, from any registry; <name>@sha256:<digest> pins it.",

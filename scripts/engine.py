@@ -94,7 +94,7 @@ def require_state(stack: str, config: StackConfig) -> None:
     """
     if isinstance(config.cluster, NativeCluster):
         return
-    if not (backend := _backend()):
+    if not (place := backend()):
         raise Problem(
             f"Pulumi does not know where to keep the state of stack {stack}",
             "pulumi login s3://…, or export PULUMI_BACKEND_URL=s3://… (file://~ keeps it on this machine alone)",
@@ -102,7 +102,7 @@ def require_state(stack: str, config: StackConfig) -> None:
     given = any(os.environ.get(f"PULUMI_CONFIG_PASSPHRASE{end}") is not None for end in ("", "_FILE"))
     keyed = given or "secretsprovider:" in (ROOT / f"Pulumi.{stack}.yaml").read_text()
     # Pulumi Cloud keeps the key itself.
-    if not keyed and not backend.startswith("http"):
+    if not keyed and not place.startswith("http"):
         raise Problem(
             f"there is no passphrase for the secrets of stack {stack}",
             "export PULUMI_CONFIG_PASSPHRASE=…, or give the stack a key of your cloud: "
@@ -110,7 +110,7 @@ def require_state(stack: str, config: StackConfig) -> None:
         )
 
 
-def _backend() -> str | None:
+def backend() -> str | None:
     """The address of what keeps the states of stacks, in the order in which Pulumi looks for it."""
     project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
     login = Path(os.environ.get("PULUMI_HOME") or "~/.pulumi").expanduser() / "credentials.json"
@@ -193,7 +193,7 @@ def _forget_interrupted(stack: str, pulumi: Callable[..., automation.CommandResu
         pulumi("stack", "export", "--stack", stack, "--file", state)
         content = json.loads(Path(state).read_text())["deployment"] or {}
         kinds = [operation["resource"]["type"] for operation in content.get("pending_operations") or []]
-        if kinds and all(kind.startswith(("kubernetes:", "pulumi:", f"{PROJECT}:")) for kind in kinds):
+        if kinds and all(kind.startswith(("kubernetes:", "pulumi:", "blueprint:")) for kind in kinds):
             say(f"the last run was interrupted while it worked on {', '.join(kinds)}")
             # Importing is what drops them.
             pulumi("stack", "import", "--stack", stack, "--file", state)
@@ -241,11 +241,13 @@ def refresh(stack: automation.Stack) -> None:
     stack.refresh(exclude=["**CustomResourceDefinition::**"], color="never")
 
 
-def destroy(stack: automation.Stack) -> None:
+def destroy(stack: automation.Stack, drain: Callable[[], None] | None = None) -> None:
     """Take everything away, or nothing: Pulumi alone deletes until it comes to what is protected, the nodes say, and
-    leaves the cluster without them.
+    leaves the cluster without them. `drain` comes between, when nothing is protected.
     """
     stack.preview_destroy(color="never")
+    if drain:
+        drain()
     stack.destroy(on_output=progress(), color="never")
 
 

@@ -65,17 +65,24 @@ def _without_services() -> Iterator[None]:
         policy.unlink()
 
 
-def ensure(packages: dict[str, str]) -> None:
-    """Install what is missing when that is possible without asking (root, apt); else say the command."""
+def to_install(packages: dict[str, str]) -> list[str]:
+    """Those that are missing. Raises Problem with the command when `ensure` could not install them."""
     missing = [package for package, brings in packages.items() if not _present(brings)]
-    if not missing:
-        return
-    names = " ".join(missing)
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    if missing and (os.geteuid() != 0 or not shutil.which("apt-get")):
+        names = " ".join(missing)
         raise Problem(
             f"these system packages are missing: {names} (Debian's names)",
             f"sudo apt-get install {names}, or your distribution's packages of the same content",
         )
+    return missing
+
+
+def ensure(packages: dict[str, str]) -> None:
+    """Install what is missing when that is possible without asking (root, apt); else say the command."""
+    missing = to_install(packages)
+    if not missing:
+        return
+    names = " ".join(missing)
     with step(f"system packages: {names}"), _alone(), _without_services():
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
             done = subprocess.run(

@@ -19,6 +19,8 @@ CAPACITY = ("reserved", "spot", "on-demand")
 LOGGED_DAYS = Literal[1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827]
 DISCOVERY = "karpenter.sh/discovery"
 """Tag of the subnets and security groups that Karpenter gives its nodes; its value is the cluster's name."""
+CLUSTER = "cluster"
+"""Tag of everything that a stack creates; its value is the cluster's name."""
 POOL = "blueprint/pool"
 """Label of every node: the worker group that it is for, or SYSTEM."""
 SYSTEM = "system"
@@ -40,7 +42,7 @@ class Tags(Strict):
         for key in more:
             if not re.fullmatch(r"[a-zA-Z0-9 .:/=+@_-]{1,128}", key) or key.lower().startswith("aws:"):
                 raise ValueError(f"{key!r} is no key of a tag; fix: up to 128 letters, digits and .:/=+-@_, not aws:…")
-            if key in ("owner", "cost-center", "environment", "managed-by"):
+            if key in ("owner", "cost-center", "environment", "managed-by", CLUSTER):
                 raise ValueError(f"{key!r} is a tag already; fix: leave it out")
         return more
 
@@ -309,6 +311,11 @@ class EksCluster(Strict):
                 f"fix: name one of {self.account} in {self.region}, or import it there"
             )
         return self
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """Of everything that is created: those of the stack file, and the cluster's name."""
+        return {**self.tags.all, CLUSTER: self.name}
 
     @property
     def models_path(self) -> None:

@@ -153,7 +153,7 @@ def _template(
     data: str | None = None,
 ) -> aws.eks.NodeGroupLaunchTemplateArgs:
     """The launch template of a managed group, as the group refers to it."""
-    tags = {"Name": f"{eks.name}-{nodes}", **eks.tags.all}
+    tags = {"Name": f"{eks.name}-{nodes}", **eks.all_tags}
     template = aws.ec2.LaunchTemplate(
         label,
         name=f"{eks.name}-{nodes}",

@@ -34,7 +34,7 @@ class Aws(pulumi.ComponentResource):
             region=eks.region,
             # Credentials of another account end here, before anything is created there.
             allowed_account_ids=[eks.account],
-            default_tags={"tags": eks.tags.all},
+            default_tags={"tags": eks.all_tags},
         )
         super().__init__("blueprint:aws:Aws", name, None, pulumi.ResourceOptions(provider=provider))
         self._eks = eks

@@ -54,7 +54,7 @@ def node_class(eks: EksCluster, group: WorkerGroup) -> dict[str, Any]:
             "userData": user_data(raid=False),
             # One hop ends in the node: a pod cannot take the node's role.
             "metadataOptions": {"httpEndpoint": "enabled", "httpTokens": "required", "httpPutResponseHopLimit": 1},
-            "tags": eks.tags.all,
+            "tags": eks.all_tags,
             **({"capacityReservationSelectorTerms": reserved} if reserved else {}),
         },
     }

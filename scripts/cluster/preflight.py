@@ -78,8 +78,8 @@ def port() -> None:
         )
 
 
-def space() -> None:
-    """Room for the images on the first run, and some air for logs and volumes on every later one."""
+def space() -> float:
+    """GiB of disk that are free: room for the images on the first run, and some air for logs and volumes later."""
     cache_dir().mkdir(parents=True, exist_ok=True)
     blobs = image_store() / "io.containerd.content.v1.content" / "blobs" / "sha256"
     kept = sum(blob.stat().st_size for blob in blobs.iterdir()) if blobs.exists() else 0
@@ -90,9 +90,11 @@ def space() -> None:
             f"{cache_dir()} has {free:.1f} GiB free, and the cluster's images and pods need {needed}",
             "free some space, or set BLUEPRINT_CACHE to a directory on a larger disk",
         )
+    return free
 
 
-def memory() -> None:
+def memory() -> float:
+    """GiB of memory that are available."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024 / _GIB
     if available < 4:
@@ -100,6 +102,7 @@ def memory() -> None:
             f"{available:.1f} GiB of memory are available, and the smallest useful cluster needs 4",
             "end other programs, or take a larger machine (12 GiB for the built-in model)",
         )
+    return available
 
 
 def kernel() -> None:

@@ -196,6 +196,26 @@ def kubectl() -> Path:
     return _usable(_KUBECTL.find) or ensure("kubernetes") / "kubectl"
 
 
+def _ours(name: str) -> Path:
+    """Where our own build of a tool is, or will be. Raises Problem where Go, which builds it, is missing."""
+    tool = TOOLS[name]
+    if not shutil.which("go"):
+        raise Problem(
+            f"{tool.binary} is not here and Go, which builds it, is not installed",
+            "install Go 1.26 or newer" + (f", or {tool.instead}" if tool.instead else ""),
+        )
+    return cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
+
+
+def whence(name: str) -> str:
+    """Where `ensure`, or `kubectl` for that one, takes a tool from; nothing is built. Raises Problem as they do."""
+    theirs = _KUBECTL.find if name == "kubectl" else TOOLS[name].theirs
+    if theirs and (found := _usable(theirs)):
+        return str(found)
+    own = _ours("kubernetes" if name == "kubectl" else name)
+    return f"our own build, {own.parent}" if own.exists() else "will be built, once"
+
+
 def ensure(*names: str) -> Path:
     """A directory that holds the executables of the named tools, built where they are not at hand.
 
@@ -207,12 +227,7 @@ def ensure(*names: str) -> Path:
         if tool.theirs and (found := _usable(tool.theirs)):
             paths[tool.binary] = found
             continue
-        if not shutil.which("go"):
-            raise Problem(
-                f"{tool.binary} is not here and Go, which builds it, is not installed",
-                "install Go 1.26 or newer" + (f", or {tool.instead}" if tool.instead else ""),
-            )
-        target = cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
+        target = _ours(name)
         if not target.exists():
             with step(f"building {tool.binary} (once per machine)"):
                 _build(name, tool, target)

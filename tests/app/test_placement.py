@@ -9,6 +9,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from app.deployments import engines, generate, llm
 from app.settings import Generator, Model, Settings, Variant, load, parse
+from infra.config import PROJECT
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "app" / "profiles").glob("*.yaml"))
@@ -34,7 +35,7 @@ RESERVED = {
 
 
 def serving(stack: str) -> Settings:
-    return parse(yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]["blueprint:serving"])
+    return parse(yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"][f"{PROJECT}:serving"])
 
 
 VARIANTS = {

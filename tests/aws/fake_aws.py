@@ -1,4 +1,4 @@
-"""AWS for the tests: moto's server, and what moto lacks of EKS, ElastiCache and EC2.
+"""AWS for the tests: moto's server, and what moto lacks of EKS, ElastiCache, EC2 and the account (fake_account).
 
     MOTO_ACCOUNT_ID=123456789012 python -m tests.aws.fake_aws PORT
 
@@ -31,6 +31,8 @@ from moto.elasticache.exceptions import CacheSubnetGroupNotFound
 from moto.elasticache.models import ReplicationGroup
 from moto.elasticache.responses import ElastiCacheResponse
 from moto.server import main
+
+import tests.aws.fake_account  # noqa: F401 - which changes what is served
 
 VERSIONS = {"v1.0.0-eksbuild.1": True}
 """Of every add-on; True marks the default."""

@@ -80,7 +80,7 @@ def test_everything_that_takes_tags_has_the_stacks(cycle: Cycle) -> None:
     tagged = {address: made["tags_all"] for address, made in cycle.made.items() if "tags_all" in made}
     assert len(tagged) > 30
     missing = {
-        address for address, tags in tagged.items() if not cycle.cluster.tags.all.items() <= (tags or {}).items()
+        address for address, tags in tagged.items() if not cycle.cluster.all_tags.items() <= (tags or {}).items()
     }
     assert missing == set()
 

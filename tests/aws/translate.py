@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import pulumi
 from pulumi.runtime import mocks, rpc
 
+from infra.config import PROJECT
+
 PROVIDER = "registry.terraform.io/hashicorp/aws"
 
 TYPES = {
@@ -401,7 +403,7 @@ def translate(program: Callable[[], Mapping[str, Any] | None], schema: Schema, s
     """Run `program`, which returns its outputs, under Pulumi's mocks."""
     provider = _Provider(schema)
     engine = _Engine(provider)
-    pulumi.runtime.set_mocks(provider, project="blueprint", stack=stack, preview=False, monitor=engine)
+    pulumi.runtime.set_mocks(provider, project=PROJECT, stack=stack, preview=False, monitor=engine)
 
     @pulumi.runtime.test
     def run() -> pulumi.Output[Any]:

@@ -10,7 +10,7 @@ from pulumi.runtime import mocks, rpc
 from app.keys import digest
 from infra.aws.config import EksCluster
 from infra.aws.stack import Aws
-from infra.config import StackConfig, parse
+from infra.config import PROJECT, StackConfig, parse
 from tests.infra.aws_outputs import outputs
 from tests.unit.contract_stacks import QWEN3_8B
 
@@ -132,6 +132,6 @@ def register(stack: StackConfig) -> dict[str, Resource]:
 def registering(program: Callable[[], None]) -> dict[str, Resource]:
     """What a program registers, by kind/name."""
     engine = _Engine()
-    pulumi.runtime.set_mocks(_Provider(), project="blueprint", stack="test", monitor=engine)
+    pulumi.runtime.set_mocks(_Provider(), project=PROJECT, stack="test", monitor=engine)
     pulumi.runtime.test(program)()
     return engine.registered

@@ -45,6 +45,7 @@ def test_the_provider_has_region_account_and_tags(made: Registered) -> None:
     assert provider["region"] == REGION
     assert json.loads(provider["allowedAccountIds"]) == [ACCOUNT]
     tags = {"owner": "ml", "cost-center": "4711", "environment": "test", "managed-by": "pulumi"}
+    tags["cluster"] = NAME
     assert json.loads(provider["defaultTags"]) == {"tags": tags}
 
 
@@ -197,7 +198,7 @@ def test_pods_do_not_reach_the_nodes_role_and_disks_are_encrypted(made: Register
     for tagged in template["tagSpecifications"]:
         assert tagged["tags"] == {
             **{"Name": f"{NAME}-system", "owner": "ml", "cost-center": "4711"},
-            **{"environment": "test", "managed-by": "pulumi"},
+            **{"environment": "test", "managed-by": "pulumi", "cluster": NAME},
         }
 
 

@@ -9,7 +9,7 @@ import yaml
 from infra import versions
 from infra.aws.config import EksCluster
 from infra.aws.pools import instances, labels, most_nodes
-from infra.config import StackConfig
+from infra.config import PROJECT, StackConfig
 from infra.platform.karpenter import node_pool
 from infra.platform.nodes import Nodes
 from infra.platform.secrets import ExternalSecrets
@@ -36,7 +36,7 @@ def test_karpenter_comes_after_its_crds_and_before_what_it_reads() -> None:
     crds = registered["ConfigGroup/karpenter-crds"].inputs["objs"]
     assert {"nodepools.karpenter.sh", "ec2nodeclasses.karpenter.k8s.aws"} < {crd["metadata"]["name"] for crd in crds}
     for crd in crds:
-        assert crd["metadata"]["annotations"]["pulumi.com/patchFieldManager"] == "blueprint-test"
+        assert crd["metadata"]["annotations"]["pulumi.com/patchFieldManager"] == f"{PROJECT}-test"
     assert "ConfigGroup/karpenter-crds" in registered["Release/karpenter"].after
     assert "Release/karpenter" in registered["EC2NodeClass/l4-ec2nodeclass"].after
     assert "EC2NodeClass/l4-ec2nodeclass" in registered["NodePool/l4-nodepool"].after

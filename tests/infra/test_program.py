@@ -18,7 +18,7 @@ from app.keys import digest
 from infra import versions
 from infra.aws.config import EksCluster
 from infra.clusters import native_kubeconfig
-from infra.config import ROOT, from_file
+from infra.config import PROJECT, ROOT, from_file
 from infra.platform.kubeconfig import sign
 from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
@@ -48,7 +48,7 @@ def record(
     """Run the program with the stack file's values, or with others."""
     recorder = Recorder()
     engine = monitor and monitor(recorder)
-    pulumi.runtime.set_mocks(recorder, project="blueprint", stack=stack, preview=False, monitor=engine)
+    pulumi.runtime.set_mocks(recorder, project=PROJECT, stack=stack, preview=False, monitor=engine)
     if values is None:
         values = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
     given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (values or {}).items()}
@@ -151,7 +151,7 @@ def test_both_namespaces_enforce_restricted_pods(local: Recorder) -> None:
 
 def test_the_keys_are_a_secret_in_the_services_namespace() -> None:
     team = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses"), "concurrency": 4}
-    resources = run("local", {"blueprint:keys": [team]})
+    resources = run("local", {f"{PROJECT}:keys": [team]})
     _, secret = resources["kubernetes:core/v1:Secret::llm-keys"]
     assert secret["metadata"]["namespace"] == from_file("local").namespace
     assert rpc.is_rpc_secret(secret["stringData"]), "it would be in the clear in Pulumi's state"
@@ -166,19 +166,19 @@ def test_the_keys_are_a_secret_in_the_services_namespace() -> None:
 
 def test_a_cluster_of_others_without_keys_stops_the_program() -> None:
     with pytest.raises(pulumi.RunError, match=r"keys = \[\]: nobody could use the models"):
-        run("local", {"blueprint:cluster": {"kind": "existing", "contexts": ["prod"]}})
+        run("local", {f"{PROJECT}:cluster": {"kind": "existing", "contexts": ["prod"]}})
 
 
 def test_a_stack_over_its_limit_stops_the_program() -> None:
     with pytest.raises(pulumi.RunError, match=r"max_hourly_usd = 2: at its largest the stack costs up to 7\.49 USD"):
-        run("dev", {**yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"], "blueprint:max_hourly_usd": 2})
+        run("dev", {**yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"], f"{PROJECT}:max_hourly_usd": 2})
 
 
 def existing(kubeconfig: Path, *contexts: str) -> dict[str, Any]:
     """Values of a stack for a cluster that somebody else runs."""
     key = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses")}
     cluster = {"kind": "existing", "contexts": contexts, "kubeconfig": str(kubeconfig), "models_path": "/m"}
-    return {"blueprint:cluster": cluster, "blueprint:keys": [key]}
+    return {f"{PROJECT}:cluster": cluster, f"{PROJECT}:keys": [key]}
 
 
 @pytest.fixture
@@ -220,19 +220,19 @@ def test_every_object_is_the_stacks_own(local: Recorder) -> None:
     objects += [inputs for _, inputs in local.resources.values() if "metadata" in inputs]
     assert len(objects) > 20
     for item in objects:
-        assert item["metadata"]["annotations"]["pulumi.com/patchFieldManager"] == "blueprint-local"
+        assert item["metadata"]["annotations"]["pulumi.com/patchFieldManager"] == f"{PROJECT}-local"
     assert local.transforms == []
 
 
 def test_a_charts_objects_are_the_stacks_own_too() -> None:
-    recorder = record("local", {"blueprint:operator": {"chart": next(iter(CHARTS))}})
+    recorder = record("local", {f"{PROJECT}:operator": {"chart": next(iter(CHARTS))}})
     assert recorder.transforms == [sign]
     props = {"metadata": {"name": "x", "annotations": {"a": "b"}}, "spec": {}}
     result = sign(
         pulumi.ResourceTransformArgs(True, "kubernetes:apps/v1:Deployment", "x", props, pulumi.ResourceOptions())
     )
     assert result
-    annotations = {"a": "b", "pulumi.com/patchFieldManager": "blueprint-local"}
+    annotations = {"a": "b", "pulumi.com/patchFieldManager": f"{PROJECT}-local"}
     assert result.props == {"metadata": {"name": "x", "annotations": annotations}, "spec": {}}
     for kind in ("pulumi:providers:kubernetes", "kubernetes:yaml/v2:ConfigGroup"):
         assert sign(pulumi.ResourceTransformArgs(True, kind, "x", {"objs": []}, pulumi.ResourceOptions())) is None
@@ -250,7 +250,7 @@ CHARTS = {
 @pytest.mark.parametrize("chart", CHARTS)
 def test_the_operator_from_its_chart(chart: str) -> None:
     operator = {"chart": chart, "image": "mirror.example.com:5000/kuberay/operator"}
-    resources = run("local", {"blueprint:operator": operator})
+    resources = run("local", {f"{PROJECT}:operator": operator})
     (inputs,) = (inputs for kind, inputs in resources.values() if kind == "kubernetes:helm.sh/v4:Chart")
     assert CHARTS[chart].items() <= inputs.items()
     assert (inputs["version"], inputs["namespace"], inputs["skipCrds"]) == (versions.KUBERAY, "kuberay-system", True)
@@ -262,7 +262,7 @@ def test_the_operator_from_its_chart(chart: str) -> None:
 
 def test_the_operators_image_may_come_from_a_mirror() -> None:
     mirror = "mirror.example.com/kuberay/operator"
-    resources = run("local", {"blueprint:operator": {"image": mirror}})
+    resources = run("local", {f"{PROJECT}:operator": {"image": mirror}})
     groups = [inputs["objs"] for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
     (deployment,) = (item for group in groups for item in group if item["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -271,13 +271,13 @@ def test_the_operators_image_may_come_from_a_mirror() -> None:
 
 
 INCREMENTAL = {
-    "blueprint:upgrade": {
+    f"{PROJECT}:upgrade": {
         "kind": "NewClusterWithIncrementalUpgrade",
         "gateway_class_name": "envoy",
         "step_size_percent": 10,
         "interval_seconds": 30,
     },
-    "blueprint:workers": [{"max_replicas": 2}],
+    f"{PROJECT}:workers": [{"max_replicas": 2}],
 }
 
 
@@ -301,7 +301,7 @@ def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path
 
 def test_and_that_of_the_charts_operator(kubeconfig: Path) -> None:
     (url,) = (url for url in CHARTS if url.startswith("https"))
-    values = existing(kubeconfig, "dev") | {"blueprint:operator": {"chart": url}}
+    values = existing(kubeconfig, "dev") | {f"{PROJECT}:operator": {"chart": url}}
     gates = []
     for more in ({}, INCREMENTAL):
         resources = run("dev", values | more)
@@ -312,4 +312,4 @@ def test_and_that_of_the_charts_operator(kubeconfig: Path) -> None:
 
 def test_a_typo_stops_the_program_before_it_registers_anything() -> None:
     with pytest.raises(pulumi.RunError, match="servng"):
-        run("local", {"blueprint:servng": {}})
+        run("local", {f"{PROJECT}:servng": {}})

@@ -19,7 +19,7 @@ command, given = " ".join(sys.argv[1:3]), sys.argv[3:]
 option = lambda name: given[given.index(name) + 1]
 content["calls"].append([command, *given])
 if command == "sts get-caller-identity":
-    print(json.dumps({"Account": content["account"]}))
+    print(json.dumps({"Account": content["account"], "Arn": "arn:aws:iam::1:user/me"}))
 elif command == "s3api list-buckets":
     print(json.dumps({"Buckets": [{"Name": name} for name in content["buckets"]]}))
 elif command == "s3api create-bucket":

@@ -7,6 +7,7 @@ import pytest
 from app.settings import SettingsError
 from infra import config
 from infra.aws.config import EksCluster
+from infra.config import PROJECT
 from tests.unit.contract_stacks import QWEN3_8B
 from tests.unit.test_stack_config import NOTHING, key
 
@@ -163,7 +164,7 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {**eks(), "image": {}},
-        ["image.repository = 'localhost/blueprint'", "123456789012.dkr.ecr.eu-central-1.amazonaws.com/team"],
+        [f"image.repository = 'localhost/{PROJECT}'", "123456789012.dkr.ecr.eu-central-1.amazonaws.com/team"],
     ),
     (
         {**eks(), "serving": {**NOTHING, "models": [{"variants": [HUB, {**HUB, "name": "canary", "placement": {}}]}]}},

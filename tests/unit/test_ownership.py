@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from infra import versions
-from infra.config import Operator
+from infra.config import PROJECT, Operator
 from infra.platform import kuberay
 from scripts import ownership
 from scripts.console import Problem
 from scripts.kubectl import Kubectl
 
-OURS = "blueprint-dev"
+OURS = f"{PROJECT}-dev"
 
 
 def made_by(manager: str, item: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_what_the_stack_has_made_is_its_own() -> None:
     check(made_by("helm", OTHER), *(made_by(OURS, item) for item in made))
 
 
-@pytest.mark.parametrize("manager", ["helm", "kubectl-client-side-apply", "blueprint-staging"])
+@pytest.mark.parametrize("manager", ["helm", "kubectl-client-side-apply", f"{PROJECT}-staging"])
 def test_an_operator_of_somebody_else_is_named_with_its_version(manager: str) -> None:
     with pytest.raises(Problem, match=r"Deployment kuberay-system/kuberay-operator with .*/operator:v") as raised:
         check(made_by(manager, OPERATOR))

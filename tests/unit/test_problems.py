@@ -14,7 +14,7 @@ from pulumi import automation
 from app.keys import Key, digest
 from infra import config
 from infra.clusters import ExistingCluster
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import PROJECT, ROOT, StackConfig, from_file
 from scripts import down, engine, kubectl, packages, stack_file, tools, up
 from scripts.console import Problem
 
@@ -78,7 +78,7 @@ def kubeconfig(tmp_path: Path) -> Path:
 
 
 def test_a_typo_in_a_stack_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "Pulumi.dev.yaml").write_text("config: {'blueprint:servng': {}}\n")
+    (tmp_path / "Pulumi.dev.yaml").write_text(f"config: {{'{PROJECT}:servng': {{}}}}\n")
     monkeypatch.setattr(config, "from_file", partial(config.from_file, root=tmp_path))
     with pytest.raises(Problem, match=r"servng = .*did you mean serving\?") as raised:
         stack_file.read("dev")
@@ -111,9 +111,9 @@ def test_a_cluster_that_the_program_makes_is_known_by_its_arn(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     cluster = from_file("dev").cluster
-    with pytest.raises(Problem, match="kc does not know the cluster blueprint-dev") as raised:
+    with pytest.raises(Problem, match="kc does not know the cluster ") as raised:
         kubectl.connect(cluster)
-    assert raised.value.fix.startswith("aws eks update-kubeconfig --region us-east-1 --name blueprint-dev")
+    assert raised.value.fix.startswith("aws eks update-kubeconfig --region us-east-1 --name ")
 
 
 def test_without_a_current_context_one_must_be_chosen(kubeconfig: Path) -> None:

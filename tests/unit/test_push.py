@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.clusters import ExistingCluster
-from infra.config import StackConfig, from_file
+from infra.config import PROJECT, StackConfig, from_file
 from infra.image import reference
 from scripts import image
 from scripts.console import Problem
@@ -37,7 +37,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def aws(*arguments: str) -> Any:
         match arguments:
-            case ("ecr", "list-images", "--region", "us-east-1", "--repository-name", "blueprint-dev"):
+            case ("ecr", "list-images", "--region", "us-east-1", "--repository-name", name) if name == f"{PROJECT}-dev":
                 return {"imageIds": [{"imageDigest": "sha256:0"}, *({"imageTag": tag} for tag in tags)]}
             case ("ecr", "get-authorization-token", "--region", "us-east-1"):
                 return {"authorizationData": [{"authorizationToken": TOKEN}]}
@@ -136,6 +136,6 @@ def test_a_step_that_fails_is_the_last(docker: Docker, monkeypatch: pytest.Monke
 
 def test_nothing_is_pushed_to_localhost(docker: Docker) -> None:
     local = StackConfig.model_construct(cluster=ExistingCluster(kind="existing", contexts=["kind"]))
-    with pytest.raises(Problem, match="localhost/blueprint' is no registry"):
+    with pytest.raises(Problem, match=f"localhost/{PROJECT}' is no registry"):
         image.push("kind", local)
     assert docker.told == []

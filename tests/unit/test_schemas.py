@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.config import ROOT
+from infra.config import PROJECT, ROOT
 
 SETTINGS = ROOT / "app" / "settings.schema.json"
 STACK = ROOT / "infra" / "stack.schema.json"
@@ -57,11 +57,11 @@ def test_every_committed_file_tells_editors_its_schema(path: Path, schema: Path)
         (SETTINGS, {"moderation": {"threshold": 0}}),
         (SETTINGS, {"pipeline": {"preprocess": None}}),
         (SETTINGS, {"auth": {"redis_url": "http://host"}}),
-        (STACK, {"config": {"blueprint:keys": [{"name": "team", "sha256": "abc"}]}}),
-        (STACK, {"config": {"blueprint:servng": {}}}),
-        (STACK, {"config": {"blueprint:serving": {"model": []}}}),
-        (STACK, {"config": {"blueprint:cluster": {"kind": "existing"}}}),
-        (STACK, {"config": {"blueprint:workers": [{"cpu": 2}]}}),
+        (STACK, {"config": {f"{PROJECT}:keys": [{"name": "team", "sha256": "abc"}]}}),
+        (STACK, {"config": {f"{PROJECT}:servng": {}}}),
+        (STACK, {"config": {f"{PROJECT}:serving": {"model": []}}}),
+        (STACK, {"config": {f"{PROJECT}:cluster": {"kind": "existing"}}}),
+        (STACK, {"config": {f"{PROJECT}:workers": [{"cpu": 2}]}}),
     ],
 )
 def test_a_wrong_file_is_not_valid(schema: Path, bad: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from app.keys import Key, digest
 from app.settings import SettingsError, demands
 from infra import config, versions
 from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
-from infra.config import ROOT
+from infra.config import PROJECT, ROOT
 from infra.upgrade import Incremental
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
@@ -19,7 +19,7 @@ STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
 def stack_file(directory: Path, values: object) -> Path:
     content = (
-        {"config": {f"blueprint:{key}": value for key, value in values.items()}} if isinstance(values, dict) else 1
+        {"config": {f"{PROJECT}:{key}": value for key, value in values.items()}} if isinstance(values, dict) else 1
     )
     (directory / "Pulumi.test.yaml").write_text(yaml.safe_dump(content))
     return directory
@@ -242,7 +242,7 @@ EXAMPLES = [
     pytest.param(block, id=f"{path.name}-{index}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for index, block in enumerate(re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL))
-    if "blueprint:" in block
+    if f"{PROJECT}:" in block
 ]
 
 

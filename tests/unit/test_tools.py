@@ -107,3 +107,16 @@ def test_a_build_needs_no_network_once_go_has_the_modules(monkeypatch: pytest.Mo
     assert os.access(built, os.X_OK)
     monkeypatch.setattr(tools, "_build", None)
     assert tools.ensure("pause") / "pause" == built
+
+
+def test_where_a_tool_would_come_from_is_told_without_building(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Problem, match="Go, which builds it, is not installed"):
+        tools.whence("coredns")
+    mine = fake(path, "kubectl", f"v{versions.KUBERNETES}")
+    assert tools.whence("kubectl") == str(mine)
+    fake(path, "go", "go1.26 amd64")
+    assert tools.whence("coredns") == "will be built, once"
+    built = tools._ours("coredns")
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert tools.whence("coredns") == f"our own build, {built.parent}"

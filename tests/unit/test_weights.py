@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from app.size import Size
-from infra.config import from_file
+from infra.config import PROJECT, from_file
 from scripts import weights
 from scripts.console import Problem
 
@@ -76,7 +76,7 @@ def test_safetensors_and_what_belongs_to_them_are_in_the_bucket_with_their_check
     assert sorted(path.name for path in place.iterdir()) == sorted([*wanted, "SHA256SUMS"])
     sums = [line.split("  ") for line in (place / "SHA256SUMS").read_text().splitlines()]
     assert sums == [[hashlib.sha256(FILES[name]).hexdigest(), name] for name in wanted]
-    source = f"s3://blueprint-dev-weights-123456789012-us-east-1/{MODEL}/{REVISION}"
+    source = f"s3://{PROJECT}-dev-weights-123456789012-us-east-1/{MODEL}/{REVISION}"
     assert f"source: {source}" in capsys.readouterr().out
 
 

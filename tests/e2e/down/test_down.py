@@ -12,6 +12,8 @@ from infra.clusters import NativeCluster
 from scripts import cluster, kubectl, tools
 from scripts.cluster import traces
 from scripts.cluster.layout import PAUSE_IMAGE, Record
+from scripts.drain import drain
+from scripts.kubectl import Kubectl
 from tests.e2e.conftest import Stack
 
 
@@ -20,6 +22,15 @@ def require_nothing(stack: Stack) -> None:
     assert not stack.state.exists()
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line for line in running if str(stack.state) in line and sys.executable not in line] == []
+
+
+def test_a_drained_cluster_has_neither_ray_nor_load_balancers(kubernetes: Kubectl) -> None:
+    """As `make down` begins on AWS; what comes after finds less than Pulumi's state says."""
+    kubernetes("create", "service", "loadbalancer", "web", "--tcp=80", "--namespace=default")
+    drain(kubernetes)
+    assert kubernetes.get("rayservices.ray.io,rayclusters.ray.io", "--all-namespaces")["items"] == []
+    services = kubernetes.get("services", "--namespace=default")["items"]
+    assert [service["metadata"]["name"] for service in services] == ["kubernetes"]
 
 
 @pytest.mark.usefixtures("deployed")

@@ -65,6 +65,7 @@ def other_network(config: StackConfig) -> StackConfig:
 def test_from_nothing_to_nothing(directory: Path, deploy: Deploy) -> None:
     """Preview, up, up again, another network, destroy."""
     config = from_file("staging")
+    assert isinstance(config.cluster, EksCluster)
     stack = deploy(config)
     planned = stack.preview().change_summary
     assert list(operations(directory)) == []
@@ -72,7 +73,7 @@ def test_from_nothing_to_nothing(directory: Path, deploy: Deploy) -> None:
     made = list(operations(directory))
     assert changes(first) == {"create": planned[automation.OpType.CREATE]}
     assert set(counted(made).values()) == {1}
-    assert first.outputs["kubeconfig"].value == "aws eks update-kubeconfig --region us-east-1 --name blueprint-staging"
+    assert first.outputs["kubeconfig"].value == config.cluster.update_kubeconfig
 
     # Secrets: in the state as ciphertext only.
     (password,) = (operation.inputs["authToken"] for operation in made if "authToken" in operation.inputs)

@@ -24,7 +24,7 @@ from pulumi import automation
 
 from infra import versions
 from infra.clusters import ExistingCluster
-from infra.config import ROOT, Operator, StackConfig
+from infra.config import PROJECT, ROOT, Operator, StackConfig
 from infra.platform import kuberay
 from infra.platform.kubeconfig import provider, sign
 from scripts import engine, tools
@@ -112,7 +112,7 @@ def test_the_lock_of_a_killed_run_is_removed(
 
 def begun(kind: str) -> dict[str, Any]:
     """A create that was interrupted, as Pulumi notes it in the state."""
-    urn = f"urn:pulumi:local::blueprint::{kind}::interrupted"
+    urn = f"urn:pulumi:local::{PROJECT}::{kind}::interrupted"
     return {"resource": {"urn": urn, "custom": True, "type": kind}, "type": "creating"}
 
 
@@ -238,4 +238,4 @@ def test_a_chart_is_rendered_with_our_values_and_crds(tmp_path: Path, monkeypatc
     assert pod["containers"][0]["image"] == operator.reference
     assert pod["containers"][0]["resources"] == kuberay.RESOURCES
     managers = {item["metadata"]["annotations"]["pulumi.com/patchFieldManager"] for item in found.values()}
-    assert managers == {"blueprint-local"}
+    assert managers == {f"{PROJECT}-local"}

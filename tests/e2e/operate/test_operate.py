@@ -1,4 +1,4 @@
-"""What an operator types once `make up` has deployed: status, logs, forward, and up again when something fails."""
+"""What an operator types once `make up` has deployed: status, doctor, logs, forward, and up again when it fails."""
 
 import json
 import os
@@ -15,13 +15,16 @@ import httpx
 import psutil
 import pytest
 
+from infra import versions
 from infra.clusters import LOCAL_KEY
 from infra.config import ROOT, StackConfig
+from infra.platform import kuberay
 from scripts import diagnose
 from scripts.cluster.layout import PAUSE_IMAGE
+from scripts.doctor import WRONG
 from scripts.kubectl import Kubectl
 from scripts.observe import look
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import NAME, Stack
 from tests.ports import free_port
 
 NAMESPACE = StackConfig().namespace
@@ -44,6 +47,35 @@ def test_status_shows_what_runs_on_one_screen(stack: Stack) -> None:
         assert part in done.stdout
     assert "not well" not in done.stdout
     assert len(done.stdout.splitlines()) < 40
+
+
+@pytest.mark.usefixtures("deployed")
+def test_doctor_finds_all_well(stack: Stack) -> None:
+    done = stack.make("doctor")
+    assert done.returncode == 0
+    for part in (
+        f"kuberay/operator:v{versions.KUBERAY}",
+        "with all fields of the ledger's",
+        f"ray {versions.RAY}, vllm {versions.VLLM} in localhost/",
+        "on the node",
+        "nothing of somebody else's",
+    ):
+        assert part in done.stdout
+    assert WRONG not in done.stdout
+
+
+def test_doctor_finds_an_operator_that_is_away(stack: Stack, kubernetes: Kubectl) -> None:
+    here = ("deployment/kuberay-operator", "--namespace", kuberay.NAMESPACE)
+    kubernetes("scale", *here, "--replicas=0")
+    try:
+        kubernetes("wait", *here, "--for=jsonpath={.status.replicas}=0", "--timeout=120s", timeout=130)
+        done = stack.make("doctor")
+    finally:
+        kubernetes("scale", *here, "--replicas=1")
+        kubernetes("rollout", "status", *here, "--timeout=300s", timeout=310)
+    assert done.returncode != 0
+    assert re.search(r"^operator +WRONG +.* is not ready\n  fix: ", done.stdout, re.MULTILINE)
+    assert f"stack {NAME} is not well: operator" in done.stdout
 
 
 @pytest.mark.usefixtures("deployed")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from infra.clusters import LOCAL_KEY
-from infra.config import ROOT, StackConfig, from_file
+from infra.config import PROJECT, ROOT, StackConfig, from_file
 from infra.platform import kuberay
 from scripts.cluster.layout import api_port
 from scripts.kubectl import Kubectl
@@ -35,7 +35,7 @@ def test_vendored_crds_are_those_of_the_operators_module() -> None:
 
 def test_a_typo_in_the_stack_file_creates_nothing(stack: Stack) -> None:
     path = ROOT / "Pulumi.typo.yaml"
-    path.write_text("config: {'blueprint:serving': {'modles': []}}\n")
+    path.write_text(f"config: {{'{PROJECT}:serving': {{'modles': []}}}}\n")
     try:
         failed = stack.make("up", "STACK=typo")
     finally:
