@@ -28,7 +28,7 @@ from pulumi_policy import (
 )
 from pulumi_policy.proxy import UNKNOWN_STRING_VALUE, unknown_checking_proxy
 
-from infra.config import ROOT
+from infra.config import PROJECT, ROOT
 from infra.policy import pack
 from infra.policy.images import is_mutable
 from infra.policy.resources import Resource
@@ -126,15 +126,15 @@ def changed(stack: str, change: Callable[[dict[str, Any]], object]) -> dict[str,
     [
         (
             "prod",
-            lambda values: values["blueprint:cluster"].update(public_cidrs=["203.0.113.0/24"]),
+            lambda values: values[f"{PROJECT}:cluster"].update(public_cidrs=["203.0.113.0/24"]),
             {"no-public-endpoint-in-production": "vpcConfig.endpointPublicAccess = true: "},
         ),
         (
             "dev",
             lambda values: (
-                values["blueprint:workers"][0].update(max_replicas=3),
-                values["blueprint:workers"][0]["pool"].update(gpu="T4"),
-                values["blueprint:serving"]["models"][0]["variants"][0]["placement"].update(accelerator_type="T4"),
+                values[f"{PROJECT}:workers"][0].update(max_replicas=3),
+                values[f"{PROJECT}:workers"][0]["pool"].update(gpu="T4"),
+                values[f"{PROJECT}:serving"]["models"][0]["variants"][0]["placement"].update(accelerator_type="T4"),
             ),
             {
                 "allowed-gpu-families": "g4dn: is not one of the families that are allowed, g5, g6, ",
