@@ -83,9 +83,9 @@ def test_requests_at_the_same_time_share_the_steps_of_the_engine(server: Running
     # What earlier tests made may not be counted yet, each token a step: here are many more.
     tokens_before, steps_before = server.tokens(GENERATE), steps()
     with ThreadPoolExecutor(16) as pool:
-        done = list(pool.map(lambda number: ask(server, prompt=f"Number {number} is", max_tokens=100), range(16)))
+        done = list(pool.map(lambda number: ask(server, prompt=f"Number {number} is", max_tokens=100), range(48)))
     tokens = sum(one["tokens"] for one in done)
-    assert tokens > 800
+    assert tokens > 600
     server.tokens(GENERATE, above=tokens_before + tokens - 1)  # all of them are counted
     assert steps() - steps_before < tokens / 2
 

@@ -83,9 +83,9 @@ def test_a_model_follows_the_load(cluster: Cluster, capsys: pytest.CaptureFixtur
             eventually("it answers", lambda: _answered(cluster, second) > 0)
             answered = time.monotonic()
         finally:
+            ended = time.monotonic()
             over.set()
         statuses = [status for client in clients for status in client]
-    ended = time.monotonic()
     assert set(statuses) == {200}
     assert wanted - begun >= AUTOSCALING["upscale_delay_s"]
 

@@ -132,6 +132,7 @@ def changed(stack: str, change: Callable[[dict[str, Any]], object]) -> dict[str,
         (
             "dev",
             lambda values: (
+                values.update({f"{PROJECT}:max_hourly_usd": 50}),
                 values[f"{PROJECT}:workers"][0].update(max_replicas=3),
                 values[f"{PROJECT}:workers"][0]["pool"].update(gpu="T4"),
                 values[f"{PROJECT}:serving"]["models"][0]["variants"][0]["placement"].update(accelerator_type="T4"),

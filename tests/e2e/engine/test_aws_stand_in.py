@@ -132,7 +132,7 @@ def stand_in_for_a_chart(
     chart: Chart, mirrors: Mirrors, namespace: str, values: dict[str, Any], opts: pulumi.ResourceOptions
 ) -> kubernetes.core.v1.ConfigMap:
     """Helm installs into a cluster, or not at all."""
-    metadata = {"name": chart.name, "namespace": namespace}
+    metadata = kubernetes.meta.v1.ObjectMetaArgs(name=chart.name, namespace=namespace)
     return kubernetes.core.v1.ConfigMap(chart.name, metadata=metadata, data={"version": chart.version}, opts=opts)
 
 
