@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 import pytest
 import yaml
-from google.protobuf import empty_pb2
+from google.protobuf import empty_pb2, json_format
+from google.protobuf.struct_pb2 import Struct
 from pulumi.runtime import mocks, proto, rpc
 from pulumi.runtime.proto import analyzer_pb2_grpc
 from pulumi_policy import (
@@ -456,8 +457,15 @@ def test_the_pack_starts_as_the_engine_starts_it() -> None:
                     "kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition",
                 ]
                 asked = [analyzer.Analyze(proto.AnalyzeRequest(type=kind, urn=urn("it"))) for kind in kinds]
+                # Of a cluster that is not there, outputs are empty.
+                wanted = pool({"nvidia.com/gpu": "9"}, types=["g6.xlarge"])
+                made = {"type": wanted.kind, "urn": wanted.urn}
+                analyzer.Analyze(proto.AnalyzeRequest(**made, properties=json_format.ParseDict(wanted.props, Struct())))
+                stack = proto.AnalyzeStackRequest(resources=[proto.AnalyzerResource(**made)])
+                asked.append(analyzer.AnalyzeStack(stack))
         finally:
             process.kill()
     assert [policy.name for policy in info.policies] == [policy.name for policy in pack.POLICIES]
     found = [[(item.policyName, item.enforcementLevel) for item in answer.diagnostics] for answer in asked]
-    assert found == [[("encryption", proto.MANDATORY)], [("required-tags", proto.MANDATORY)], []]
+    refused = [[(name, proto.MANDATORY)] for name in ("encryption", "required-tags", "gpu-cap")]
+    assert found == [refused[0], refused[1], [], refused[2]]

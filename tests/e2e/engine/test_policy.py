@@ -1,5 +1,6 @@
 """The policy pack run by the real engine. AWS is a stand-in, and Kubernetes objects are written to files."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_the_stacks_pass(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The local one needs its cluster; up/ takes it through `make up`."""
     planned = engine.policed(opened(monkeypatch, stack).preview).change_summary
     assert planned[automation.OpType.CREATE] > 20
+
+
+@pytest.mark.usefixtures("directory")
+def test_the_whole_program_is_seen_and_a_config_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the stacks would pass because nobody looks."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"gpu-cap": {"stacks": {"dev": 1}}}))
+    with pytest.raises(Problem, match=r"GPUs = 2: stack dev may have 1, .*\(gpu-cap\)"):
+        engine.policed(opened(monkeypatch, "dev").preview, policy_pack_configs=[str(config)])
 
 
 def of_aws(tags: dict[str, str] = TAGS) -> pulumi.ResourceOptions:
