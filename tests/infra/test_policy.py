@@ -459,7 +459,7 @@ def test_the_pack_starts_as_the_engine_starts_it() -> None:
                 asked = [analyzer.Analyze(proto.AnalyzeRequest(type=kind, urn=urn("it"))) for kind in kinds]
                 # Of a cluster that is not there, outputs are empty.
                 wanted = pool({"nvidia.com/gpu": "9"}, types=["g6.xlarge"])
-                made = {"type": wanted.kind, "urn": wanted.urn}
+                made: dict[str, Any] = {"type": wanted.kind, "urn": wanted.urn}
                 analyzer.Analyze(proto.AnalyzeRequest(**made, properties=json_format.ParseDict(wanted.props, Struct())))
                 stack = proto.AnalyzeStackRequest(resources=[proto.AnalyzerResource(**made)])
                 asked.append(analyzer.AnalyzeStack(stack))
