@@ -13,9 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment key bootstrap weights preview cost prices doctor up status logs \
-  forward down test aws setup-docker remove-docker e2e check tools image push lock schema vendor-balancer \
-  vendor-karpenter vendor-kuberay \
-  vendor-secrets
+  forward down test aws setup-docker remove-docker e2e karpenter check tools image push lock schema vendor-balancer \
+  vendor-karpenter vendor-kuberay vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -89,13 +88,17 @@ remove-docker: .venv-infra/.installed ## end it, with its containers and images
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
 	$(INFRA) -m pytest --capture=no tests/e2e
 
+karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
+	$(INFRA) -m pytest --capture=no tests/karpenter
+
 APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py schema.py serve.py weights.py)
 check: setup ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
-	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/e2e tests/ports.py
+	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/e2e \
+	  tests/karpenter tests/ports.py
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
 	@$(INFRA) -m scripts.tools

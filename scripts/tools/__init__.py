@@ -130,7 +130,12 @@ TOOLS = {
     "kuberay": Tool("kuberay-operator", package="github.com/ray-project/kuberay/ray-operator"),
     "coredns": Tool("coredns"),
     "pause": Tool("pause"),
+    "karpenter": Tool("karpenter", package="github.com/aws/karpenter-provider-aws/kwok"),
+    "kwok": Tool("kwok", package="sigs.k8s.io/kwok/cmd/kwok"),
 }
+SIMULATION = ("karpenter", "kwok")
+"""Only `make karpenter` runs them: Karpenter's AWS provider with simulated EC2, and what plays its nodes' kubelets.
+Both modules call their executable kwok."""
 
 _ENV = {
     "CGO_ENABLED": "0",
@@ -205,6 +210,11 @@ def _ours(name: str) -> Path:
             "install Go 1.26 or newer" + (f", or {tool.instead}" if tool.instead else ""),
         )
     return cache_dir() / "tools" / f"{name}-{_key(name, tool)}" / tool.binary
+
+
+def built(*names: str) -> bool:
+    """Whether our own builds of all of these are in the cache."""
+    return bool(shutil.which("go")) and all(_ours(name).exists() for name in names)
 
 
 def whence(name: str) -> str:

@@ -10,19 +10,10 @@ from typing import Any
 import pytest
 
 from infra.aws.config import EksCluster, Entry
-from infra.aws.stack import Aws
-from infra.config import ROOT, from_file
-from tests.aws.running import FakeAws, fake_aws
+from tests.aws.running import FakeAws
+from tests.aws.stacks import CLUSTERS, applied, provider_schema, translated
 from tests.aws.terraform import Terraform
-from tests.aws.translate import Schema, Translation, translate
-
-SERVICE = "llm"
-CLUSTERS = {
-    stack: cluster
-    for stack in sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
-    if isinstance(cluster := from_file(stack).cluster, EksCluster)
-}
-
+from tests.aws.translate import Schema, Translation
 
 HOST = "models.example.com"
 
@@ -55,31 +46,20 @@ class Cycle:
 
 @pytest.fixture(scope="session")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Schema:
-    terraform = Terraform(tmp_path_factory.mktemp("schema"))
-    terraform.init()
-    return terraform.schema()
+    return provider_schema(tmp_path_factory.mktemp("schema"))
 
 
 @pytest.fixture(scope="session")
 def translations(schema: Schema) -> dict[str, Translation]:
-    return {
-        stack: translate(lambda stack=stack, cluster=cluster: _half(stack, cluster), schema, stack)
-        for stack, cluster in CLUSTERS.items()
-    }
+    return {stack: translated(stack, cluster, schema) for stack, cluster in CLUSTERS.items()}
 
 
 @pytest.fixture(scope="session")
 def public(schema: Schema) -> dict[str, Translation]:
     """The stacks without a way in, with one from the internet."""
     return {
-        stack: translate(lambda stack=stack, cluster=cluster: _half(stack, _public(cluster)), schema, stack)
-        for stack, cluster in CLUSTERS.items()
-        if not cluster.entry
+        stack: translated(stack, _public(cluster), schema) for stack, cluster in CLUSTERS.items() if not cluster.entry
     }
-
-
-def _half(stack: str, cluster: EksCluster) -> dict[str, Any]:
-    return Aws("aws", from_file(stack), cluster, SERVICE).outputs
 
 
 def _public(cluster: EksCluster) -> EksCluster:
@@ -107,14 +87,8 @@ def cycles(
 
 def _cycle(stack: str, translation: Translation, public: Translation | None, directory: Path) -> Cycle:
     cluster = CLUSTERS[stack]
-    terraform = Terraform(directory)
-    with fake_aws(directory, cluster.account, cluster.region) as aws:
-        terraform.endpoint = aws.endpoint
-        terraform.translated(translation)
-        terraform.init()
-        invalid = terraform.validate()
-        terraform.apply()
-        made, outputs, there = terraform.state(), terraform.outputs(), aws.has()
+    with applied(stack, translation, directory) as (terraform, aws):
+        invalid, made, outputs, there = terraform.validate(), terraform.state(), terraform.outputs(), aws.has()
         changes = terraform.changes()
         opened = _open(cluster, public, terraform, aws) if public else None
         terraform.destroy()

@@ -1,25 +1,19 @@
-"""What of an AWS account moto lacks: quotas of EC2, EKS's machine images, credentials that have expired.
+"""What of an AWS account moto lacks: quotas of EC2, credentials that have expired.
 
 The quotas begin at AWS's own defaults, and whoever asks for another has it at once.
 """
 
 import json
-import re
 
 from moto.core.responses import ActionResult
 from moto.servicequotas import urls as quotas
 from moto.servicequotas.responses import ServiceQuotasResponse
-from moto.ssm import urls as ssm
-from moto.ssm.responses import SimpleSystemManagerResponse
 from moto.sts import urls as sts
 from moto.sts.exceptions import STSClientError
 from moto.sts.responses import TokenResponse
 
-from infra import versions
-
 EXPIRED = "ASIAEXPIREDEXPIRED00"
 """An access key of which the fake says so."""
-_IMAGE = re.compile(r"/aws/service/eks/optimized-ami/.*-(v\d+)/image_id")
 
 
 class Quotas(ServiceQuotasResponse):
@@ -38,16 +32,6 @@ class Quotas(ServiceQuotasResponse):
         return json.dumps({"RequestedQuota": {"QuotaCode": code, "DesiredValue": value, "Status": "APPROVED"}})
 
 
-class Parameters(SimpleSystemManagerResponse):
-    """SSM with the parameters that name EKS's images, of the ledger's release."""
-
-    def get_parameter(self) -> ActionResult:
-        name = self._get_param("Name")
-        if (found := _IMAGE.fullmatch(name)) and found[1] == versions.EKS_AMI:
-            return ActionResult({"Parameter": {"Name": name, "Type": "String", "Value": "ami-0123456789abcdef0"}})
-        return super().get_parameter()
-
-
 class Tokens(TokenResponse):
     """STS, which is the first to be asked who one is."""
 
@@ -58,5 +42,4 @@ class Tokens(TokenResponse):
 
 
 quotas.url_paths = dict.fromkeys(quotas.url_paths, Quotas.dispatch)
-ssm.url_paths = dict.fromkeys(ssm.url_paths, Parameters.dispatch)
 sts.url_paths = dict.fromkeys(sts.url_paths, Tokens.dispatch)

@@ -1,4 +1,5 @@
-"""AWS for the tests: moto's server, and what moto lacks of EKS, ElastiCache, EC2 and the account (fake_account).
+"""AWS for the tests: moto's server, and what moto lacks of EKS, ElastiCache, EC2 (fake_machines) and the account
+(fake_account).
 
     MOTO_ACCOUNT_ID=123456789012 python -m tests.aws.fake_aws PORT
 
@@ -21,7 +22,6 @@ from moto.core.utils import utcnow
 from moto.ec2 import urls as ec2
 from moto.ec2.models import EC2Backend, ec2_backends
 from moto.ec2.models.security_groups import SecurityGroupRule
-from moto.ec2.responses import EC2Response
 from moto.eks import urls as eks
 from moto.eks.exceptions import ResourceNotFoundException
 from moto.eks.models import Cluster
@@ -33,6 +33,7 @@ from moto.elasticache.responses import ElastiCacheResponse
 from moto.server import main
 
 import tests.aws.fake_account  # noqa: F401 - which changes what is served
+from tests.aws.fake_machines import Machines
 
 VERSIONS = {"v1.0.0-eksbuild.1": True}
 """Of every add-on; True marks the default."""
@@ -273,7 +274,7 @@ class Caches(ElastiCacheResponse):
         }
 
 
-class Ec2(EC2Response):
+class Ec2(Machines):
     """EC2 whose launch templates do not give their own tags to instances, and whose NAT gateways go as a whole."""
 
     def delete_nat_gateway(self) -> ActionResult:

@@ -102,7 +102,10 @@ def test_a_build_needs_no_network_once_go_has_the_modules(monkeypatch: pytest.Mo
     """The pause container's, which needs no module at all; the others differ in what Go must have."""
     monkeypatch.setenv("PATH", PATH)
     monkeypatch.setenv("GOPROXY", "off")
+    assert not tools.built("pause")
     built = tools.ensure("pause") / "pause"
+    assert tools.built("pause")
+    assert not tools.built("pause", "coredns")
     assert built.resolve().parent.name.startswith("pause-")
     assert os.access(built, os.X_OK)
     monkeypatch.setattr(tools, "_build", None)

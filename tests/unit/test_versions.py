@@ -73,6 +73,8 @@ def test_go_modules() -> None:
     assert required("kubernetes", "k8s.io/kubernetes") == f"v{versions.KUBERNETES}"
     assert required("pulumi", "github.com/pulumi/pulumi/pkg/v3") == f"v{versions.PULUMI}"
     assert required("karpenter", "github.com/aws/karpenter-provider-aws") == f"v{versions.KARPENTER}"
+    assert required("karpenter", "sigs.k8s.io/karpenter") == f"v{versions.KARPENTER}"
+    assert required("kwok", "sigs.k8s.io/kwok") == f"v{versions.KWOK}"
     assert f"// {versions.LOAD_BALANCER_CONTROLLER}: " in go_mod("load-balancer-controller")
     assert required("coredns", "github.com/coredns/coredns") == f"v{versions.COREDNS}"
 
