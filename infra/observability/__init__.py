@@ -1,0 +1,1 @@
+"""What is seen of a stack: Prometheus, its rules, Grafana's dashboards."""
