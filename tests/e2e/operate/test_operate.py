@@ -18,12 +18,13 @@ import pytest
 from infra import versions
 from infra.clusters import LOCAL_KEY
 from infra.config import ROOT, StackConfig
+from infra.platform import kuberay
 from scripts import diagnose
 from scripts.cluster.layout import PAUSE_IMAGE
 from scripts.doctor import WRONG
 from scripts.kubectl import Kubectl
 from scripts.observe import look
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import NAME, Stack
 from tests.ports import free_port
 
 NAMESPACE = StackConfig().namespace
@@ -61,6 +62,23 @@ def test_doctor_finds_all_well(stack: Stack) -> None:
     ):
         assert part in done.stdout
     assert WRONG not in done.stdout
+
+
+def test_doctor_finds_an_operator_that_is_away(stack: Stack, kubernetes: Kubectl) -> None:
+    here = ("--namespace", kuberay.NAMESPACE)
+    kubernetes("scale", "deployment/kuberay-operator", *here, "--replicas=0")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while kubernetes.get("pods", *here)["items"]:
+            assert time.monotonic() < deadline, "the operator's pod does not go"
+            time.sleep(1)
+        done = stack.make("doctor")
+    finally:
+        kubernetes("scale", "deployment/kuberay-operator", *here, "--replicas=1")
+        kubernetes("rollout", "status", "deployment/kuberay-operator", *here, "--timeout=300s", timeout=310)
+    assert done.returncode != 0
+    assert re.search(r"^operator +WRONG +.* is not ready\n  fix: ", done.stdout, re.MULTILINE)
+    assert f"stack {NAME} is not well: operator" in done.stdout
 
 
 @pytest.mark.usefixtures("deployed")
