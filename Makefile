@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment key bootstrap weights preview cost prices doctor up status logs \
-  forward down test aws setup-docker remove-docker e2e karpenter check tools image push lock schema vendor-balancer \
+  forward down test aws setup-docker remove-docker engine e2e karpenter check tools image push lock schema vendor-balancer \
   vendor-karpenter vendor-kuberay vendor-secrets
 
 help: ## show this list
@@ -85,6 +85,9 @@ setup-docker: .venv-infra/.installed ## start a Docker engine for test container
 remove-docker: .venv-infra/.installed ## end it, with its containers and images
 	@$(INFRA) -m scripts.docker_engine remove
 
+engine: .venv-infra/.installed ## the real Pulumi engine on the program and its policies, with a stand-in for its AWS provider
+	$(INFRA) -m pytest tests/engine
+
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
 	$(INFRA) -m pytest --capture=no tests/e2e
 
@@ -97,7 +100,7 @@ check: setup ## format, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
-	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/e2e \
+	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/engine tests/e2e \
 	  tests/karpenter tests/ports.py
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH

@@ -1,6 +1,6 @@
 """The policy pack: each rule on what it is about, and all of them on what the program registers for each stack.
 
-That a violation stops Pulumi's engine, tests/e2e/engine/test_policy_pack.py shows.
+That a violation stops Pulumi's engine, tests/engine/test_policy_pack.py shows.
 """
 
 import json

@@ -22,7 +22,7 @@ from infra.config import StackConfig, from_file
 from infra.platform import entry, kuberay, nodes, secrets
 from infra.platform.charts import Chart
 from scripts import engine
-from tests.e2e.engine.stand_in_aws import Operation, operations
+from tests.engine.stand_in_aws import Operation, operations
 from tests.infra import schemas
 
 Deploy = Callable[[StackConfig], automation.Stack]

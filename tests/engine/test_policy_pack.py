@@ -15,7 +15,7 @@ from infra.config import StackConfig
 from infra.policy.pack import POLICIES
 from scripts import engine
 from scripts.console import Problem
-from tests.e2e.engine.stand_in_aws import operations
+from tests.engine.stand_in_aws import operations
 
 TAGS = Tags(owner="ml", cost_center="4711", environment="prod").all
 

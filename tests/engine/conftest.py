@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from infra.config import ROOT
-from tests.e2e.engine.stand_in_aws import ENVIRONMENT
+from tests.engine.stand_in_aws import ENVIRONMENT
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     binary = tmp_path / "bin" / "pulumi-resource-aws"
     binary.parent.mkdir()
     # Not where the engine starts it: infra/platform would be Python's own `platform`.
-    binary.write_text(f"#!/bin/sh\ncd '{ROOT}' && exec '{sys.executable}' -m tests.e2e.engine.stand_in_aws\n")
+    binary.write_text(f"#!/bin/sh\ncd '{ROOT}' && exec '{sys.executable}' -m tests.engine.stand_in_aws\n")
     binary.chmod(0o755)
     (tmp_path / "operations").touch()
     changed = {
