@@ -5,6 +5,7 @@ Of the Kubernetes half, the real provider writes the objects into a directory in
 
 import base64
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,31 @@ def test_an_up_that_failed_in_the_middle_is_gone_on_with(directory: Path, deploy
     stack.up()
     assert set(counted(list(operations(directory))).values()) == {1}
     assert set(changes(stack.up())) == {"same"}
+
+
+def pulumi_stack(stack: automation.Stack, verb: str, file: Path) -> None:
+    """The plain command: the Automation API's own export shows secrets."""
+    where = stack.workspace
+    where.pulumi_command.run(
+        ["stack", verb, "--stack", stack.name, "--file", str(file)], where.work_dir, dict(where.env_vars)
+    )
+
+
+def test_a_state_that_is_lost_comes_back_from_its_copy(directory: Path, deploy: Deploy) -> None:
+    """By what docs/operations/state.md says."""
+    stack = deploy(from_file("staging"))
+    stack.up()
+    made = list(operations(directory))
+    (password,) = (operation.inputs["authToken"] for operation in made if "authToken" in operation.inputs)
+    copy = directory / "copy.json"
+    pulumi_stack(stack, "export", copy)
+    assert password not in copy.read_text()
+    shutil.rmtree(engine.native_home() / "state")
+    stack = deploy(from_file("staging"))
+    assert set(stack.preview().change_summary) == {automation.OpType.CREATE}, "all of it would be made again"
+    pulumi_stack(stack, "import", copy)
+    assert set(changes(stack.up())) == {"same"}
+    assert len(list(operations(directory))) == len(made)
 
 
 def test_what_is_protected_is_not_destroyed_and_nothing_else_then(directory: Path, deploy: Deploy) -> None:

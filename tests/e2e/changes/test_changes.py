@@ -62,11 +62,14 @@ def clusters(kubernetes: Kubectl) -> list[str]:
 def test_what_was_changed_by_hand_is_repaired(stack: Stack, kubernetes: Kubectl) -> None:
     label = "pod-security.kubernetes.io/enforce"
     kubernetes("label", "namespace", NAMESPACE, f"{label}=privileged", "--overwrite")
+    kubernetes("delete", "poddisruptionbudget,networkpolicy", "--all", "--namespace", NAMESPACE)
     before = pods(kubernetes)
     done = stack.make("up")
     assert done.returncode == 0
     assert "\nunchanged\n" not in done.stdout
     assert kubernetes.get("namespace", NAMESPACE)["metadata"]["labels"][label] == "restricted"
+    for kind in ("poddisruptionbudget", "networkpolicy"):
+        assert kubernetes.get(kind, "--namespace", NAMESPACE)["items"]
     assert pods(kubernetes) == before
 
 
