@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from app.keys import digest
 from app.settings import Demand, LanguageModel, demands, require_distinct, weights
 from infra import cost, versions
-from infra.aws.config import SYSTEM, EksCluster, Pool
+from infra.aws.config import SYSTEM, EksCluster, Mirrors, Pool
 from infra.aws.instances import absent, gpu_memory_gib, suited
 from infra.aws.pools import instances, most_nodes
 from infra.clusters import LOCAL_KEY, NativeCluster
+from infra.observability.config import ObjectsOnly, PrometheusStack
 from infra.upgrade import Incremental
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check(stack: StackConfig) -> None:
     versions_are_tested()
     somebody_may_ask(stack)
     password_has_a_redis(stack)
+    seen_is_possible(stack)
     builtin_models_are_on_the_nodes(stack)
     worker_groups_are_known(stack)
     if isinstance(stack.cluster, EksCluster):
@@ -77,6 +79,35 @@ def password_has_a_redis(stack: StackConfig) -> None:
         raise ValueError(
             f"redis_password.name = {stack.redis_password.name!r}: there is no Redis that it is for; "
             "fix: set serving.auth.redis_url, or leave it out"
+        )
+
+
+def seen_is_possible(stack: StackConfig) -> None:
+    """Who collects the metrics can do so on the stack's cluster."""
+    seen = stack.observability
+    if seen is None:
+        return
+    if stack.monitoring_namespace == stack.namespace:
+        raise ValueError(
+            f"monitoring_namespace = {stack.monitoring_namespace!r}: is the models' own; fix: give it another name"
+        )
+    if isinstance(seen, ObjectsOnly):
+        return
+    if isinstance(stack.cluster, NativeCluster):
+        if isinstance(seen, PrometheusStack) or seen.alertmanager_secret:
+            key = "kind = 'chart'" if isinstance(seen, PrometheusStack) else "alertmanager_secret"
+            raise ValueError(
+                f"observability.{key}: its images come from registries, and a native cluster pulls none; "
+                "fix: set kind: manifests, without alertmanager_secret"
+            )
+        if seen.storage:
+            raise ValueError(
+                "observability.storage: is a volume, and a native cluster makes none; fix: set it to null: samples "
+                "are gone with the pod"
+            )
+    if isinstance(stack.cluster, EksCluster) and seen.mirrors != Mirrors():
+        raise ValueError(
+            "observability.mirrors: those of the cluster are for all charts and images; fix: set cluster.mirrors"
         )
 
 

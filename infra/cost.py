@@ -18,6 +18,7 @@ from infra.aws.config import EksCluster, Pool
 from infra.aws.instances import Instance, absent
 from infra.aws.pools import THROUGHPUT, instances, most_nodes
 from infra.aws.prices import Price, Prices
+from infra.observability.config import ObjectsOnly
 
 if TYPE_CHECKING:
     from infra.config import StackConfig, WorkerGroup
@@ -171,6 +172,9 @@ def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Ite
         yield line("load balancer", "network-load-balancer", 1)
     if eks.cache:
         yield line("Valkey", eks.cache.node_type, eks.cache.nodes)
+    seen = stack.observability
+    if seen and not isinstance(seen, ObjectsOnly) and seen.storage:
+        yield line("Prometheus' volume, GiB", "gp3-gb", seen.storage.gib)
     yield line("KMS keys", "kms-key", KEYS)
     if stored := _stored_gb(stack, eks):
         yield line("weights in S3, GB", "s3-gb", stored)

@@ -167,6 +167,8 @@ TOOLS = {
     "karpenter": Tool("karpenter", package="github.com/aws/karpenter-provider-aws/kwok"),
     "kwok": Tool("kwok", package="sigs.k8s.io/kwok/cmd/kwok"),
 }
+MONITORING = ("prometheus", "prometheus-operator", "prometheus-config-reloader")
+"""What a native cluster runs whose stack brings Prometheus."""
 SIMULATION = ("karpenter", "kwok")
 """Only `make karpenter` runs them: Karpenter's AWS provider with simulated EC2, and what plays its nodes' kubelets.
 Both modules call their executable kwok."""

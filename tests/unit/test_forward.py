@@ -104,7 +104,7 @@ def test_the_token_is_not_shown_but_how_to_see_it(monkeypatch: pytest.MonkeyPatc
     head["spec"]["containers"][0]["env"] = [{"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
     monkeypatch.setattr(FakeKubectl, "command", lambda _, *arguments: ["kubectl", *arguments])
     assert forward.token_hint(FakeKubectl(), head).endswith(
-        "kubectl get secret llm-bbbbb --namespace serving --template '{{.data.auth_token | base64decode}}'"
+        "kubectl get secret llm-bbbbb --namespace serving --template '{{index .data \"auth_token\" | base64decode}}'"
     )
 
 
