@@ -17,6 +17,7 @@ from infra.aws.config import SYSTEM, EksCluster, Mirrors, Pool
 from infra.aws.instances import absent, gpu_memory_gib, suited
 from infra.aws.pools import instances, most_nodes
 from infra.clusters import LOCAL_KEY, NativeCluster
+from infra.observability import objectives
 from infra.observability.config import ObjectsOnly, PrometheusStack
 from infra.upgrade import Incremental
 
@@ -44,6 +45,7 @@ def check(stack: StackConfig) -> None:
     upgrade_is_possible(stack)
     replicas_fit(stack)
     models_fit_gpus(stack)
+    objectives_can_be_kept_track_of(stack)
     if isinstance(stack.cluster, EksCluster):
         gpus_are_within_limits(stack)
 
@@ -379,6 +381,22 @@ def _require_part(key: str, model: LanguageModel, index: int, group: WorkerGroup
             f"{key}.engine.gpu_memory_utilization = {model.gpu_memory_utilization:g}: up to {engines} such "
             f"engines have one GPU of workers.{index} (pool.share.replicas is {pool.to_a_gpu}); "
             f"fix: make it {math.floor(100 / engines) / 100:g} or less"
+        )
+
+
+def objectives_can_be_kept_track_of(stack: StackConfig) -> None:
+    """Of models that are served, for as long as the longest window of an alert."""
+    seen = stack.observability
+    if seen is None:
+        return
+    objectives.require_known(seen.objectives, stack.serving)
+    if isinstance(seen, ObjectsOnly):
+        return
+    kept = int(seen.retention[:-1]) * {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[seen.retention[-1]]
+    if kept < objectives.LONGEST_HOURS:
+        raise ValueError(
+            f"observability.retention = {seen.retention!r}: alerts look at the last {objectives.LONGEST_HOURS} hours; "
+            f"fix: keep samples for {objectives.LONGEST_HOURS // 24}d or longer"
         )
 
 

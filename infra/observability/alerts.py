@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from infra.aws.config import EksCluster
 from infra.config import StackConfig
+from infra.observability.links import panel_url
 from infra.observability.objectives import PAGE, TICKET, BurnRate, Objectives, model_labels
 
 Rule = dict[str, Any]
@@ -34,6 +35,26 @@ APPLICATION_ERRORS = (13, 31, 43, 45, 68, 109)
 https://github.com/NVIDIA/k8s-device-plugin/blob/main/internal/rm/health.go"""
 
 
+PANELS = {
+    "EndpointErrorBudgetBurn": ("service", "errors-by-route"),
+    "ModelErrorBudgetBurn": ("experiment", "variant-errors"),
+    "FirstTokenBudgetBurn": ("llm", "ttft"),
+    "InterTokenBudgetBurn": ("llm", "inter-token-latency"),
+    "ServiceNotReady": ("service", "active-replicas"),
+    "DeploymentUnhealthy": ("service", "missing-replicas"),
+    "QueueGrowing": ("service", "queue"),
+    "ScaleUpStuck": ("capacity", "replicas"),
+    "UpgradeStuck": ("capacity", "nodes"),
+    "KvCachePressure": ("llm", "kv-cache"),
+    "HeadMemoryHigh": ("service", "memory"),
+    "GcsDown": ("capacity", "nodes"),
+    "GpuIdle": ("capacity", "gpus-idle"),
+    "GpuError": ("capacity", "gpu-use"),
+    "SpotInterruption": ("capacity", "nodes"),
+}
+"""Dashboard and panel that show what an alert is about; those that are not here are about no metric of the stack's."""
+
+
 def rule_groups(stack: StackConfig) -> list[dict[str, Any]]:
     """Recording and alerting rules of a stack, as the groups of a PrometheusRule; those that it has a use for only."""
     objectives = stack.observability.objectives if stack.observability else Objectives()
@@ -46,6 +67,8 @@ def rule_groups(stack: StackConfig) -> list[dict[str, Any]]:
     ]
     for rule in (rule for group in groups for rule in group["rules"] if "alert" in rule):
         rule["annotations"]["runbook_url"] = f"{objectives.runbooks_url}/{rule['alert']}.md"
+        if objectives.grafana_url and rule["alert"] in PANELS:
+            rule["annotations"]["dashboard_url"] = panel_url(*PANELS[rule["alert"]], grafana=objectives.grafana_url)
     return [group for group in groups if group["rules"]]
 
 

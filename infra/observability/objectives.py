@@ -29,6 +29,8 @@ class BurnRate(NamedTuple):
 PAGE = (BurnRate(0.02, "1h", 1, "5m"), BurnRate(0.05, "6h", 6, "30m"))
 TICKET = (BurnRate(0.1, "1d", 24, "2h"), BurnRate(0.1, "3d", 72, "6h"))
 """Table 5-8 of the workbook: with a window of 30 days, 14.4, 6, 3 and 1 times what the budget allows."""
+LONGEST_HOURS = max(rate.hours for rate in (*PAGE, *TICKET))
+"""Of the windows that alerts look at."""
 
 
 def _a_bound_of(metric: str) -> AfterValidator:

@@ -12,7 +12,9 @@ import yaml
 from app.settings import GENERATE, Settings
 from app.validation import validate
 from infra.config import ROOT, StackConfig, from_file
-from infra.observability.alerts import rule_groups
+from infra.observability.alerts import PANELS, rule_groups
+from infra.observability.dashboards import boards
+from infra.observability.links import panel_url
 from infra.observability.objectives import model_labels
 from scripts import tools
 from tests.unit.contract_stacks import ACCOUNT, L4, NOTHING, REGION, values, variant
@@ -46,13 +48,12 @@ def everything() -> StackConfig:
 
 
 @cache
-def rules(name: str) -> list[dict[str, Any]]:
-    groups = rule_groups(everything() if name == "everything" else from_file(name))
-    return [rule for group in groups for rule in group["rules"]]
+def groups(name: str) -> list[dict[str, Any]]:
+    return rule_groups(everything() if name == "everything" else from_file(name))
 
 
 def alerts(name: str) -> list[dict[str, Any]]:
-    return [rule for rule in rules(name) if "alert" in rule]
+    return [rule for group in groups(name) for rule in group["rules"] if "alert" in rule]
 
 
 def names(name: str) -> set[str]:
@@ -67,20 +68,11 @@ def promtool(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-def write(stack: StackConfig, path: Path, annotations: tuple[str, ...]) -> None:
-    """The rules of a stack as Prometheus reads them, with these of their annotations."""
-    groups = rule_groups(stack)
-    for rule in (rule for group in groups for rule in group["rules"] if "alert" in rule):
-        rule["annotations"] = {name: rule["annotations"][name] for name in annotations if name in rule["annotations"]}
-    path.write_text(yaml.safe_dump({"groups": groups}))
-
-
 @pytest.mark.parametrize("name", [*STACKS, "everything"])
 def test_prometheus_takes_the_rules_of_every_stack(name: str, tmp_path: Path) -> None:
-    stack = everything() if name == "everything" else from_file(name)
-    write(stack, tmp_path / "rules.yaml", ("summary", "description", "runbook_url", "dashboard_url"))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups(name)}))
     said = promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=tmp_path)
-    assert f"SUCCESS: {len(rules(name))} rules found" in said
+    assert f"SUCCESS: {sum(len(group['rules']) for group in groups(name))} rules found" in said
 
 
 def test_the_check_finds_an_expression_that_is_none(tmp_path: Path) -> None:
@@ -91,10 +83,19 @@ def test_the_check_finds_an_expression_that_is_none(tmp_path: Path) -> None:
         promtool("check", "rules", "rules.yaml", cwd=tmp_path)
 
 
+def _summary_only(rule: dict[str, Any]) -> dict[str, Any]:
+    return {"annotations": {"summary": rule["annotations"]["summary"]}} if "alert" in rule else {}
+
+
 @pytest.mark.parametrize("path", sorted(SERIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_alert_fires_when_it_should_and_then_only(path: Path, tmp_path: Path) -> None:
     # What is expected is written out for the summary alone: the other annotations say nothing of the series.
-    write(everything(), tmp_path / "everything.yaml", ("summary",))
+    own = [
+        {**group, "rules": [{**rule, **_summary_only(rule)} for rule in group["rules"]]}
+        for group in groups("everything")
+        if any(rule.get("alert") == path.stem for rule in group["rules"])
+    ]
+    (tmp_path / "everything.yaml").write_text(yaml.safe_dump({"groups": own}))
     (tmp_path / "test.yaml").write_text(path.read_text())
     promtool("test", "rules", "test.yaml", cwd=tmp_path)
 
@@ -123,6 +124,15 @@ def test_every_alert_says_how_urgent_it_is_and_what_to_do() -> None:
         assert said["runbook_url"] == f"https://git.example.com/runbooks/{alert['alert']}.md"
 
 
+def test_an_alert_leads_to_a_panel_that_there_is() -> None:
+    panels = {board.name: board.panels for board in boards(everything())}
+    for name, (dashboard, panel) in PANELS.items():
+        assert panel in panels[dashboard], name
+    led = {alert["alert"]: alert["annotations"].get("dashboard_url") for alert in alerts("everything")}
+    assert {name for name, url in led.items() if url} == PANELS.keys()
+    assert led["QueueGrowing"] == panel_url("service", "queue", "https://grafana.example.com")
+
+
 def test_without_an_address_alerts_name_the_runbook_in_this_repository() -> None:
     for alert in alerts("local"):
         assert (ROOT / alert["annotations"]["runbook_url"]).exists()
@@ -136,8 +146,8 @@ def test_a_stack_has_the_alerts_that_it_has_a_use_for() -> None:
         *("GpuIdle", "GpuError", "SpotInterruption", "CertificateExpiring"),
     }
     nodes = values({**L4, "pool": {"gpu": "L4", "nodes": "managed", "capacity": ["spot"]}})
-    groups = rule_groups(validate(StackConfig, nodes, "managed"))
-    assert "SpotInterruption" not in str(groups)  # it is Karpenter's metric
+    managed = rule_groups(validate(StackConfig, nodes, "managed"))
+    assert "SpotInterruption" not in str(managed)  # it is Karpenter's metric
 
 
 def test_a_head_whose_state_is_lost_with_it_wakes_somebody() -> None:
@@ -158,7 +168,7 @@ def test_burn_rates_follow_the_window() -> None:
     """https://sre.google/workbook/alerting-on-slos/, table 5-8, and the same parts of a week's budget."""
     for days, expected in ((30, {"14.4", "6", "3", "1"}), (7, {"3.36", "1.4", "0.7", "0.233"})):
         stack = StackConfig.model_validate(
-            {"observability": {"kind": "manifests", "objectives": {"window_days": days}}}
+            {"observability": {"kind": "manifests", "storage": None, "objectives": {"window_days": days}}}
         )
         expressions = [
             rule["expr"] for group in rule_groups(stack) for rule in group["rules"] if "BudgetBurn" in str(rule)
@@ -179,7 +189,7 @@ def test_a_runbook_is_whole(path: Path) -> None:
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert all(part.strip() for part in re.split(r"^## .+$", text, flags=re.MULTILINE))
     made = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {*re.findall(r"\bmake ([a-z][a-z-]*)", text)} <= made
+    assert {*re.findall(r"(?:`|^\$ )make ([a-z-]+)", text, re.MULTILINE)} <= made
     for linked in re.findall(r"\]\(([^)#:]+)[^):]*\)", text):
         assert (path.parent / linked).exists(), linked
 
