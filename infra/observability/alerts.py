@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from infra.aws.config import EksCluster
 from infra.config import StackConfig
 from infra.observability.links import panel_url
-from infra.observability.objectives import PAGE, TICKET, BurnRate, Objectives, model_labels
+from infra.observability.objectives import PAGE, RATES, TICKET, BurnRate, Objectives, model_labels
 
 Rule = dict[str, Any]
 Severity = Literal["critical", "warning", "info", "none"]
@@ -33,7 +33,6 @@ PROBES = "/-/.+|/health|/ready.*|/docs|/openapi.json"
 APPLICATION_ERRORS = (13, 31, 43, 45, 68, 109)
 """XIDs after which a GPU is well: the program failed. As NVIDIA's device plugin has them:
 https://github.com/NVIDIA/k8s-device-plugin/blob/main/internal/rm/health.go"""
-
 
 PANELS = {
     "EndpointErrorBudgetBurn": ("service", "errors-by-route"),
@@ -90,23 +89,16 @@ def _objectives(stack: StackConfig, objectives: Objectives) -> Iterator[Rule]:
         own = [f'{name}="{value}"' for name, value in labels.items()]
         events, bad = _of(stack, "slo:events:rate5m", *own), _of(stack, "slo:bad_events:rate5m", *own)
         budget = round(1 - one.target, 9)
-        # Without events there is no rate at all, and nothing that could be NaN.
-        recorded = {
-            "events:rate5m": one.events,
-            "bad_events:rate5m": one.bad,
-            "burn_rate:5m": f"{bad} / ({events} > 0)",
-        }
-        for window in ("30m", "1h", "2h", "6h", "1d", "3d"):
-            # Sums, and not the mean of ratios: a failure counts as much in a quiet hour as in a busy one.
-            recorded[f"burn_rate:{window}"] = (
-                f"sum_over_time({bad}[{window}]) / (sum_over_time({events}[{window}]) > 0)"
-            )
+        recorded = {"events:rate5m": one.events, "bad_events:rate5m": one.bad}
+        for window in dict.fromkeys(window for rate in RATES for window in (rate.short, rate.long)):
+            # Without events there is no rate at all, and nothing that could be NaN.
+            ratio = f"{_over(bad, window)} / ({_over(events, window)} > 0)"
+            recorded[f"burn_rate:{window}"] = f"{ratio} / {budget:g}"
         for name, expr in recorded.items():
-            over = f" / {budget:g}" if name.startswith("burn_rate") else ""
-            yield {"record": f"slo:{name}", "expr": expr + over, "labels": {**labels}}
+            yield {"record": f"slo:{name}", "expr": expr, "labels": {**labels}}
     for slo in dict.fromkeys(one.slo for one in indicators):
         name, what, means = _BUDGETS[slo]
-        for severity, rates in (("critical", PAGE), ("warning", TICKET)):
+        for severity, rates in _URGENCY.items():
             spent = " or ".join(f"{rate.budget:.0%} in {rate.long}" for rate in rates)
             yield _alert(
                 name,
@@ -117,6 +109,7 @@ def _objectives(stack: StackConfig, objectives: Objectives) -> Iterator[Rule]:
             )
 
 
+_URGENCY: dict[Severity, tuple[BurnRate, ...]] = {"critical": PAGE, "warning": TICKET}
 _BUDGETS = {
     "availability": (
         "EndpointErrorBudgetBurn",
@@ -142,12 +135,17 @@ _BUDGETS = {
 """By objective: the alert, what it says, and what it means to clients."""
 
 
+def _over(rate: str, window: str) -> str:
+    """A sum, so that a failure counts as much in a quiet hour as in a busy one: a mean of ratios would not do that."""
+    return rate if window == "5m" else f"sum_over_time({rate}[{window}])"
+
+
 def _burns(stack: StackConfig, objectives: Objectives, slo: str, rate: BurnRate) -> str:
     least = LEAST_TOKENS if slo == "inter_token_latency" else LEAST_EVENTS
     times, own = round(objectives.burn_rate(rate), 3), f'slo="{slo}"'
     long, short = (_of(stack, f"slo:burn_rate:{window}", own) for window in (rate.long, rate.short))
-    bad = f"sum_over_time({_of(stack, 'slo:bad_events:rate5m', own)}[{rate.long}]) * {INTERVAL_S}"
-    return f"({long} > {times:g} and {short} > {times:g} and {bad} >= {least})"
+    bad = _over(_of(stack, "slo:bad_events:rate5m", own), rate.long)
+    return f"({long} > {times:g} and {short} > {times:g} and {bad} * {INTERVAL_S} >= {least})"
 
 
 def _indicators(stack: StackConfig, objectives: Objectives) -> Iterator[_Indicator]:
@@ -207,14 +205,13 @@ def _serving(stack: StackConfig) -> Iterator[Rule]:
     deployment = "namespace, ray_io_cluster, application, deployment"
     status = _of(stack, "ray_serve_deployment_status")
     # 1 is DEPLOY_FAILED, 2 UNHEALTHY. An application that cannot be built has no deployments.
-    application = (
-        f"max by (namespace, ray_io_cluster, application) ({_of(stack, 'ray_serve_application_status')} > 0 < 3)"
-    )
+    unhealthy, of = f"max by ({deployment}) ({status} > 0 < 3)", "namespace, ray_io_cluster, application"
+    application = f"max by ({of}) ({_of(stack, 'ray_serve_application_status')} > 0 < 3)"
     yield _alert(
         "DeploymentUnhealthy",
         "warning",
-        f"max by ({deployment}) ({status} > 0 < 3) or {application}",
-        "{{ $labels.application }} {{ $labels.deployment }} is not healthy",
+        f"{unhealthy} or ({application} unless on ({of}) {unhealthy})",
+        '{{ $labels.application }}: {{ or $labels.deployment "the application" }} is not healthy',
         "Replicas fail, or cannot be started. The others, if there are any, have their load.",
         wait="10m",
     )

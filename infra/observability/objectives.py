@@ -29,7 +29,8 @@ class BurnRate(NamedTuple):
 PAGE = (BurnRate(0.02, "1h", 1, "5m"), BurnRate(0.05, "6h", 6, "30m"))
 TICKET = (BurnRate(0.1, "1d", 24, "2h"), BurnRate(0.1, "3d", 72, "6h"))
 """Table 5-8 of the workbook: with a window of 30 days, 14.4, 6, 3 and 1 times what the budget allows."""
-LONGEST_HOURS = max(rate.hours for rate in (*PAGE, *TICKET))
+RATES = (*PAGE, *TICKET)
+LONGEST_HOURS = max(rate.hours for rate in RATES)
 """Of the windows that alerts look at."""
 
 
@@ -118,7 +119,7 @@ class Objectives(Strict):
     @model_validator(mode="after")
     def _alerts_can_fire(self) -> "Objectives":
         """All requests failing must be enough for the fastest alert."""
-        least = 1 - 1 / max(self.burn_rate(rate) for rate in (*PAGE, *TICKET))
+        least = 1 - 1 / max(map(self.burn_rate, RATES))
         targets = [("availability", self.availability)]
         for where, model in (("every_model", self.every_model), *((f"models.{n}", m) for n, m in self.models.items())):
             targets += [(f"{where}.{key}", target) for key, target in model.targets]
