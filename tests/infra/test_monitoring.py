@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pulumi
@@ -13,10 +14,9 @@ from pulumi.runtime import rpc
 from app.keys import digest
 from infra import versions
 from infra.config import PROJECT, ROOT, StackConfig, parse
-from infra.observability import prometheus
+from infra.observability import prometheus, stack
 from infra.observability.alerts import rule_groups
 from infra.observability.dashboards import dashboards
-from infra.observability.stack import Monitoring
 from infra.platform import kuberay
 from infra.serving.network import policies
 from infra.serving.rayservice import rayservice
@@ -31,7 +31,7 @@ OBJECTS = {"kind": "objects", "labels": LABELS}
 TOKEN = {"name": "remote", "key": "token"}
 
 
-def stack(seen: dict[str, Any], **values: Any) -> StackConfig:
+def elsewhere(seen: dict[str, Any], **values: Any) -> StackConfig:
     """On a cluster of somebody else's, where all of it may be."""
     cluster = {"kind": "existing", "contexts": ["dev"], "models_path": "/m"}
     keys = [{"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses")}]
@@ -40,6 +40,15 @@ def stack(seen: dict[str, Any], **values: Any) -> StackConfig:
 
 def on_eks(seen: dict[str, Any], **cluster: Any) -> StackConfig:
     return parse({**eks_values(GPUS, **cluster), "observability": seen}, "Pulumi.test.yaml")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names_of_crds() -> Iterator[None]:
+    """Without their schemas, which take the mocks a second each time. tests/infra/test_program.py has them whole."""
+    crds = [{**crd, "spec": {}} for crd in prometheus.manifests("prometheus-crds")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack, "manifests", lambda name: crds)
+        yield
 
 
 def register(config: StackConfig) -> dict[str, Resource]:
@@ -52,7 +61,7 @@ def _register(values: str) -> dict[str, Resource]:
 
     def program() -> None:
         assert config.observability
-        Monitoring("monitoring", config, config.observability, pulumi.ResourceOptions())
+        stack.Monitoring("monitoring", config, config.observability, pulumi.ResourceOptions())
 
     return registering(program)
 
@@ -69,7 +78,7 @@ def of_kind(registered: dict[str, Resource], kind: str) -> dict[str, dict[str, A
 
 @pytest.mark.parametrize("seen", [MANIFESTS, CHART, OBJECTS], ids=lambda seen: seen["kind"])
 def test_all_ways_have_the_same_monitors_rules_and_dashboards_of_their_kinds(seen: dict[str, Any]) -> None:
-    config = stack(seen)
+    config = elsewhere(seen)
     registered = register(config)
     monitors = of_kind(registered, "PodMonitor")
     assert {"ray", "kuberay-operator"} <= monitors.keys()
@@ -86,7 +95,7 @@ def test_all_ways_have_the_same_monitors_rules_and_dashboards_of_their_kinds(see
 
 
 def test_somebody_elses_operator_gets_nothing_but_that() -> None:
-    kinds = {key.partition("/")[0] for key in register(stack(OBJECTS))}
+    kinds = {key.partition("/")[0] for key in register(elsewhere(OBJECTS))}
     assert kinds <= {"PodMonitor", "PrometheusRule", "ConfigMap", "Monitoring"}
 
 
@@ -115,7 +124,7 @@ def test_every_port_that_is_scraped_is_one_that_the_pods_declare() -> None:
 
 def test_gpus_and_nodes_are_asked_where_the_program_has_made_what_tells_of_them() -> None:
     assert of_kind(register(on_eks(CHART)), "PodMonitor").keys() >= {"dcgm-exporter", "karpenter"}
-    assert not of_kind(register(stack(CHART)), "PodMonitor").keys() & {"dcgm-exporter", "karpenter"}
+    assert not of_kind(register(elsewhere(CHART)), "PodMonitor").keys() & {"dcgm-exporter", "karpenter"}
     managed = parse(
         {**eks_values({**GPUS, "pool": {"gpu": "L4", "nodes": "managed"}}), "observability": CHART}, "Pulumi.test.yaml"
     )
@@ -123,7 +132,7 @@ def test_gpus_and_nodes_are_asked_where_the_program_has_made_what_tells_of_them(
 
 
 def test_the_chart_is_the_ledgers_with_the_crds_of_its_operator() -> None:
-    registered = register(stack(CHART))
+    registered = register(elsewhere(CHART))
     chart = release(registered)
     assert chart.inputs["repositoryOpts"] == {"repo": "https://prometheus-community.github.io/helm-charts"}
     assert chart.inputs["version"] == versions.KUBE_PROMETHEUS_STACK
@@ -135,7 +144,7 @@ def test_the_chart_is_the_ledgers_with_the_crds_of_its_operator() -> None:
 
 
 def test_the_charts_prometheus_takes_what_has_no_label_of_its_release() -> None:
-    spec = release(register(stack(CHART))).inputs["values"]["prometheus"]["prometheusSpec"]
+    spec = release(register(elsewhere(CHART))).inputs["values"]["prometheus"]["prometheusSpec"]
     selectors = {key: value for key, value in spec.items() if key.endswith("SelectorNilUsesHelmValues")}
     assert {"podMonitorSelectorNilUsesHelmValues", "ruleSelectorNilUsesHelmValues"} <= selectors.keys()
     assert not any(selectors.values())
@@ -143,7 +152,7 @@ def test_the_charts_prometheus_takes_what_has_no_label_of_its_release() -> None:
 
 
 def test_what_only_root_on_a_node_may_is_not_installed() -> None:
-    registered = register(stack(CHART))
+    registered = register(elsewhere(CHART))
     labels = registered["Namespace/monitoring"].inputs["metadata"]["labels"]
     assert labels == {"pod-security.kubernetes.io/enforce": "restricted"}
     values = release(registered).inputs["values"]
@@ -152,7 +161,7 @@ def test_what_only_root_on_a_node_may_is_not_installed() -> None:
 
 
 def test_grafanas_password_is_made_once_kept_secret_and_in_no_value() -> None:
-    registered = register(stack(CHART))
+    registered = register(elsewhere(CHART))
     made = registered["Secret/kube-prometheus-stack-grafana"]
     assert rpc.is_rpc_secret(made.inputs["data"]), "it would be in the clear in Pulumi's state"
     assert made.ignored == ["data"], "Grafana knows the first one only"
@@ -165,23 +174,23 @@ def test_grafanas_password_is_made_once_kept_secret_and_in_no_value() -> None:
 
 
 def test_grafanas_password_may_be_somebody_elses() -> None:
-    registered = register(stack({**CHART, "grafana_secret": "ours"}))
+    registered = register(elsewhere({**CHART, "grafana_secret": "ours"}))
     assert "Secret/kube-prometheus-stack-grafana" not in registered
     assert release(registered).inputs["values"]["grafana"]["admin"] == {"existingSecret": "ours"}
 
 
 def test_there_is_an_alertmanager_where_somebody_is_to_be_told() -> None:
     secret = {"alertmanager_secret": "who"}
-    assert release(register(stack(CHART))).inputs["values"]["alertmanager"] == {"enabled": False}
-    spec = release(register(stack({**CHART, **secret}))).inputs["values"]["alertmanager"]["alertmanagerSpec"]
+    assert release(register(elsewhere(CHART))).inputs["values"]["alertmanager"] == {"enabled": False}
+    spec = release(register(elsewhere({**CHART, **secret}))).inputs["values"]["alertmanager"]["alertmanagerSpec"]
     assert (spec["useExistingSecret"], spec["configSecret"]) == (True, "who")
-    registered = register(stack({**MANIFESTS, **secret}))
+    registered = register(elsewhere({**MANIFESTS, **secret}))
     made = of_kind(registered, "Alertmanager")["alertmanager"]
     assert made["spec"]["configSecret"] == "who"
     schemas.validate(made)
     told = of_kind(registered, "Prometheus")["prometheus"]["spec"]["alerting"]["alertmanagers"]
     assert told == [{"namespace": "monitoring", "name": "alertmanager-operated", "port": "web"}]
-    assert not of_kind(register(stack(MANIFESTS)), "Alertmanager")
+    assert not of_kind(register(elsewhere(MANIFESTS)), "Alertmanager")
 
 
 SAMPLES: dict[str, Any] = {
@@ -197,7 +206,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", ["chart", "manifests"])
 def test_samples_are_kept_and_sent_on_as_the_stack_file_says(kind: str) -> None:
-    registered = register(stack({"kind": kind, **SAMPLES}))
+    registered = register(elsewhere({"kind": kind, **SAMPLES}))
     if kind == "chart":
         spec = release(registered).inputs["values"]["prometheus"]["prometheusSpec"]
         storage = spec["storageSpec"]
@@ -231,13 +240,13 @@ def test_on_eks_the_volume_is_encrypted_and_the_pods_are_on_nodes_that_stay() ->
     objects = register(on_eks(MANIFESTS))["ConfigGroup/prometheus-operator"].inputs["objs"]
     (operator,) = (item for item in objects if item["kind"] == "Deployment")
     assert operator["spec"]["template"]["spec"]["nodeSelector"].items() >= system.items()
-    assert not of_kind(register(stack(CHART)), "StorageClass")
+    assert not of_kind(register(elsewhere(CHART)), "StorageClass")
 
 
 MIRRORS = {"charts": "oci://mirror.example.com/charts", "images": "mirror.example.com/images"}
 
 
-@pytest.mark.parametrize("config", [on_eks(CHART, mirrors=MIRRORS), stack({**CHART, "mirrors": MIRRORS})])
+@pytest.mark.parametrize("config", [on_eks(CHART, mirrors=MIRRORS), elsewhere({**CHART, "mirrors": MIRRORS})])
 def test_chart_and_images_may_come_from_mirrors(config: StackConfig) -> None:
     chart = release(register(config)).inputs
     assert chart["chart"] == "oci://mirror.example.com/charts/kube-prometheus-stack"
@@ -257,14 +266,14 @@ def images(registered: dict[str, Resource]) -> set[str]:
 
 
 def test_the_manifests_images_may_come_from_a_mirror() -> None:
-    published = images(register(stack(MANIFESTS)))
+    published = images(register(elsewhere(MANIFESTS)))
     assert published == {image for name, image in prometheus.IMAGES.items() if name != "alertmanager"}
-    mirrored = images(register(stack({**MANIFESTS, "mirrors": {"images": "mirror.example.com/images"}})))
+    mirrored = images(register(elsewhere({**MANIFESTS, "mirrors": {"images": "mirror.example.com/images"}})))
     assert mirrored == {f"mirror.example.com/images/{image.partition('/')[2]}" for image in published}
 
 
 def test_the_manifests_are_of_their_kinds_in_the_namespace_and_the_stacks_own() -> None:
-    registered = register(stack(MANIFESTS, monitoring_namespace="seen"))
+    registered = register(elsewhere(MANIFESTS, monitoring_namespace="seen"))
     for item in registered["ConfigGroup/prometheus-operator"].inputs["objs"]:
         schemas.validate(item)
         assert item["metadata"].get("namespace", "seen") == "seen"
@@ -275,7 +284,7 @@ def test_the_manifests_are_of_their_kinds_in_the_namespace_and_the_stacks_own() 
 
 @pytest.mark.parametrize("seen", [MANIFESTS, CHART], ids=lambda seen: seen["kind"])
 def test_from_outside_of_the_namespace_nobody_comes_in(seen: dict[str, Any]) -> None:
-    made_policies = of_kind(register(stack(seen)), "NetworkPolicy")
+    made_policies = of_kind(register(elsewhere(seen)), "NetworkPolicy")
     own = made_policies["own"]["spec"]
     assert (own["podSelector"], own["ingress"]) == ({}, [{"from": [{"podSelector": {}}]}])
     # But the API server, with what it asks the chart's operator.
@@ -286,7 +295,7 @@ def test_from_outside_of_the_namespace_nobody_comes_in(seen: dict[str, Any]) -> 
 
 def test_prometheus_gets_to_what_it_scrapes() -> None:
     """The models' namespace is closed but for this."""
-    config = stack(CHART, monitoring_namespace="seen")
+    config = elsewhere(CHART, monitoring_namespace="seen")
     (metrics,) = (policy for policy in policies(config) if policy["metadata"]["name"] == "metrics")
     (rule,) = metrics["spec"]["ingress"]
     assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "seen"}}}]

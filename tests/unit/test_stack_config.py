@@ -36,6 +36,7 @@ INCREMENTAL = {
 
 
 MANIFESTS: dict[str, Any] = {"kind": "manifests", "storage": None}
+OBJECTS = {"kind": "objects"}
 SECRET = {"name": "remote", "key": "token"}
 
 
@@ -132,9 +133,9 @@ def test_without_built_in_weights_no_directory_of_the_nodes_is_needed() -> None:
         ({"clients": {"cidrs": ["10.0.0.1/8"]}}, ["clients.cidrs", "10.0.0.1/8 has host bits set", "10.0.0.0/16"]),
         ({"clients": {"cidrs": ["vpc"]}}, ["clients.cidrs", "'vpc'", "<address>/<bits>"]),
         ({"monitoring_namespace": ""}, ["monitoring_namespace", "pattern"]),
-        ({"monitoring_namespace": "serving", "observability": {"kind": "objects"}}, ["monitoring_namespace = 'serving'"]),
+        ({"monitoring_namespace": "serving", "observability": OBJECTS}, ["monitoring_namespace = 'serving'"]),
         ({"observability": {"kind": "grafana"}}, ["observability", "grafana", "'chart', 'manifests', 'objects'"]),
-        ({"observability": {"kind": "objects", "retention": "1d"}}, ["observability.retention = '1d': there is no such"]),
+        ({"observability": {**OBJECTS, "retention": "1d"}}, ["observability.retention = '1d': there is no such key"]),
         ({"observability": {"kind": "chart"}}, ["observability.kind = 'chart'", "pulls none", "kind: manifests"]),
         (
             {"observability": {**MANIFESTS, "alertmanager_secret": "who"}},

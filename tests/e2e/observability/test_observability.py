@@ -5,6 +5,7 @@ Grafana itself cannot be had here: what its panels ask is asked in its place.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,11 +74,11 @@ def prometheus(kubernetes: Kubectl, config: StackConfig) -> Iterator[Prometheus]
         yield Prometheus(client)
 
 
-def until(what: str, is_so: Callable[[], Any], patience: float = PATIENCE) -> float:
-    """Seconds until something is so."""
+def until(what: str, lacks: Callable[[], Any], patience: float = PATIENCE) -> float:
+    """Seconds until something is so; `lacks` tells what it still lacks."""
     begun = time.monotonic()
-    while not (found := is_so()):
-        assert time.monotonic() - begun < patience, f"{what}: not within {patience:g} s: {found}"
+    while lacking := lacks():
+        assert time.monotonic() - begun < patience, f"{what}: not within {patience:g} s: {lacking}"
         time.sleep(2)
     return time.monotonic() - begun
 
@@ -108,28 +109,25 @@ def test_prometheus_is_the_operators_and_has_the_rules(prometheus: Prometheus, c
     """All of them are evaluated, and none is wrong."""
     wanted = [rule.get("alert") or rule["record"] for group in rule_groups(config) for rule in group["rules"]]
 
-    def evaluated() -> bool:
+    def not_evaluated() -> Counter[str]:
         rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
         wrong = [(rule["name"], rule["lastError"]) for rule in rules if rule.get("lastError")]
         assert not wrong, wrong
-        return sorted(rule["name"] for rule in rules if rule["health"] == "ok") == sorted(wanted)
+        return Counter(wanted) - Counter(rule["name"] for rule in rules if rule["health"] == "ok")
 
-    until("all rules are evaluated", evaluated)
+    until("all rules are evaluated", not_evaluated)
 
 
 def test_every_target_is_scraped(prometheus: Prometheus, kubernetes: Kubectl, config: StackConfig) -> None:
-    def up() -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for target in prometheus.get("targets", state="active")["activeTargets"]:
-            if target["health"] == "up":
-                found.setdefault(target["labels"]["job"].partition("/")[2], set()).add(target["scrapeUrl"])
-        return found
+    def up() -> Counter[str]:
+        targets = prometheus.get("targets", state="active")["activeTargets"]
+        return Counter(target["labels"]["job"].partition("/")[2] for target in targets if target["health"] == "up")
 
     pods = kubernetes.get("pods", "--namespace", config.namespace, "--selector", "ray.io/is-ray-node=yes")["items"]
     heads = [pod for pod in pods if pod["metadata"]["labels"]["ray.io/node-type"] == "head"]
     # Three ports of a head, one of a worker.
     wanted = {"ray": len(pods) + 2 * len(heads), "kuberay-operator": 1, "prometheus": 1, "prometheus-operator": 1}
-    until("all targets are up", lambda: {job: len(urls) for job, urls in up().items()} == wanted)
+    until("all targets are up", lambda: Counter(wanted) - up())
     labels = prometheus.query('ray_serve_num_http_requests_total{namespace!=""}')[0]["metric"]
     assert {"namespace", "pod", "ray_io_cluster", "ray_io_node_type", "ray_io_group"} <= labels.keys()
 
@@ -148,7 +146,7 @@ def test_every_panel_and_every_rule_finds_what_it_asks_for(
         return [expression for expression in empty if not metrics.names(expression) & elsewhere]
 
     with load(client):
-        took = until("all panels have data", lambda: not without_data())
+        took = until("all panels have data", without_data)
     print(f"{len(panels)} queries of panels, {len(asked)} series of rules: all have data after {took:.0f} s of load")
 
 
@@ -164,23 +162,23 @@ def test_an_error_budget_that_burns_is_told_and_no_longer_when_it_stops(
         body = {**QUESTION, "model": "chat@canary"}
         statuses.append(client.post("v1/chat/completions", json=body, timeout=120).status_code)
 
-    def burst() -> bool:
+    def burst() -> set[Any]:
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return alert in prometheus.firing()
+        return {alert} - prometheus.firing()
 
     fired = until("the alert fires", burst)
     assert {*statuses} == {200, 429}
     refused = statuses.count(429)
     statuses.clear()
 
-    def one_after_the_other() -> bool:
+    def one_after_the_other() -> set[Any]:
         for _ in range(10):
             ask()
-        return alert not in prometheus.firing()
+        return {alert} & prometheus.firing()
 
     resolved = until("it is over", one_after_the_other, 600)
     assert {*statuses} == {200}
