@@ -17,8 +17,11 @@ from infra.config import StackConfig, parse
 from infra.observability import metrics
 from infra.observability.alerts import rule_groups
 from infra.observability.dashboards import dashboards, queries
+from infra.observability.prometheus import manifests
+from scripts import vendor_prometheus
 from scripts.forward import PROMETHEUS_PORT
 from scripts.kubectl import Kubectl
+from scripts.vendor_kuberay import module_dir
 from tests.e2e.conftest import Stack, chat, growing
 
 PATIENCE = 300.0
@@ -103,6 +106,12 @@ def load(client: httpx.Client) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def test_vendored_manifests_are_those_of_the_operators_module() -> None:
+    module = module_dir("prometheus-operator", vendor_prometheus.MODULE)
+    assert manifests("prometheus-crds") == vendor_prometheus.crds(module)
+    assert manifests("prometheus-operator") == vendor_prometheus.operator(module)
 
 
 def test_prometheus_is_the_operators_and_has_the_rules(prometheus: Prometheus, config: StackConfig) -> None:
