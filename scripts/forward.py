@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from infra.clusters import LOCAL_KEY
 from infra.config import StackConfig
-from infra.observability.chart import GRAFANA
+from infra.observability.chart import ADMIN, GRAFANA
 from infra.observability.config import PrometheusOperator, PrometheusStack
 from infra.serving.rayservice import SERVE_PORT
 from scripts import kubectl, ports, stack_file
@@ -101,7 +101,7 @@ def ways(stack: StackConfig, service: str, kubernetes: Kubectl) -> Iterator[Way]
     yield Way("dashboard", "DASHBOARD", stack.namespace, f"{service}-head-svc", DASHBOARD_PORT)
     seen, namespace = stack.observability, stack.monitoring_namespace
     if isinstance(seen, PrometheusStack):
-        password = show_secret(kubernetes, namespace, seen.grafana_secret or GRAFANA, "admin-password")
+        password = show_secret(kubernetes, namespace, seen.grafana_secret or ADMIN, "admin-password")
         yield Way(
             "grafana", "GRAFANA", namespace, GRAFANA, GRAFANA_PORT, hint=f"this shows its password:\n  {password}"
         )

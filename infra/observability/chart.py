@@ -9,7 +9,9 @@ from infra.observability.prometheus import mirrors, node_selector, prometheus_sp
 from infra.platform.charts import KUBE_PROMETHEUS_STACK
 
 GRAFANA = f"{KUBE_PROMETHEUS_STACK.name}-grafana"
-"""Name of Grafana's Service, and of its Secret where the stack file names none."""
+"""Name of Grafana's Service."""
+ADMIN = "grafana-admin"
+"""Name of the Secret with its password, where the stack file names none."""
 
 
 def chart_values(stack: StackConfig, seen: PrometheusStack) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def chart_values(stack: StackConfig, seen: PrometheusStack) -> dict[str, Any]:
         ),
         "grafana": {
             **on,
-            "admin": {"existingSecret": seen.grafana_secret or GRAFANA},
+            "admin": {"existingSecret": seen.grafana_secret or ADMIN},
             "sidecar": {
                 "dashboards": {"label": "grafana_dashboard", "labelValue": "1", "searchNamespace": "ALL"},
             },

@@ -9,7 +9,7 @@ import pulumi_kubernetes as kubernetes
 
 from infra.config import StackConfig
 from infra.observability.alerts import rule_groups
-from infra.observability.chart import GRAFANA, chart_values
+from infra.observability.chart import ADMIN, chart_values
 from infra.observability.config import ObjectsOnly, Observability, PrometheusOperator, PrometheusStack
 from infra.observability.dashboards import dashboards
 from infra.observability.monitors import pod_monitors
@@ -97,8 +97,8 @@ class Monitoring(pulumi.ComponentResource):
         """The first password stays: Grafana knows no other."""
         password = base64.b64encode(secrets.token_urlsafe(24).encode()).decode()
         return kubernetes.core.v1.Secret(
-            GRAFANA,
-            metadata=self._metadata(GRAFANA),
+            ADMIN,
+            metadata=self._metadata(ADMIN),
             data={"admin-user": base64.b64encode(b"admin").decode(), "admin-password": password},
             opts=pulumi.ResourceOptions(parent=self, depends_on=[namespace], ignore_changes=["data"]),
         )

@@ -162,20 +162,20 @@ def test_what_only_root_on_a_node_may_is_not_installed() -> None:
 
 def test_grafanas_password_is_made_once_kept_secret_and_in_no_value() -> None:
     registered = register(elsewhere(CHART))
-    made = registered["Secret/kube-prometheus-stack-grafana"]
+    made = registered["Secret/grafana-admin"]
     assert rpc.is_rpc_secret(made.inputs["data"]), "it would be in the clear in Pulumi's state"
     assert made.ignored == ["data"], "Grafana knows the first one only"
     data = {key: base64.b64decode(value).decode() for key, value in rpc.unwrap_rpc_secret(made.inputs["data"]).items()}
     assert data["admin-user"] == "admin"
     assert len(data["admin-password"]) >= 32
     values = release(registered).inputs["values"]
-    assert values["grafana"]["admin"] == {"existingSecret": "kube-prometheus-stack-grafana"}
+    assert values["grafana"]["admin"] == {"existingSecret": "grafana-admin"}
     assert data["admin-password"] not in str(values)
 
 
 def test_grafanas_password_may_be_somebody_elses() -> None:
     registered = register(elsewhere({**CHART, "grafana_secret": "ours"}))
-    assert "Secret/kube-prometheus-stack-grafana" not in registered
+    assert "Secret/grafana-admin" not in registered
     assert release(registered).inputs["values"]["grafana"]["admin"] == {"existingSecret": "ours"}
 
 

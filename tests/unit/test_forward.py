@@ -139,7 +139,7 @@ def test_what_a_stack_has_is_forwarded(
 @pytest.mark.parametrize("secret", [None, "ours"])
 def test_grafanas_password_is_not_shown_but_how_to_see_it(monkeypatch: pytest.MonkeyPatch, secret: str | None) -> None:
     way = ways(monkeypatch, observability={"kind": "chart", "grafana_secret": secret})["GRAFANA"]
-    name = secret or "kube-prometheus-stack-grafana"
+    name = secret or "grafana-admin"
     assert f'get secret {name} --namespace seen --template \'{{{{index .data "admin-password"' in way.hint
 
 

@@ -127,6 +127,12 @@ def test_prometheus_is_the_operators_and_has_the_rules(prometheus: Prometheus, c
     until("all rules are evaluated", not_evaluated)
 
 
+def test_another_up_changes_nothing(stack: Stack) -> None:
+    done = stack.make("up")
+    assert done.returncode == 0
+    assert "\nunchanged\n" in done.stdout
+
+
 def test_every_target_is_scraped(prometheus: Prometheus, kubernetes: Kubectl, config: StackConfig) -> None:
     def up() -> Counter[str]:
         targets = prometheus.get("targets", state="active")["activeTargets"]
