@@ -138,6 +138,6 @@ def flows(seen: PrometheusStack | PrometheusOperator) -> dict[str, Any]:
     if isinstance(seen, PrometheusOperator):
         return {"own": own}
     # The API server, whose addresses no policy knows, asks the operator about rules.
-    operator = {"matchLabels": {"app.kubernetes.io/component": "prometheus-operator"}}
+    operator = {"matchLabels": {"app": f"{KUBE_PROMETHEUS_STACK.name}-operator"}}
     webhook = [{"ports": [{"port": 10250, "protocol": "TCP"}]}]
     return {"own": own, "webhook": {"podSelector": operator, "policyTypes": ["Ingress"], "ingress": webhook}}
