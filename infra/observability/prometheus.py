@@ -128,7 +128,7 @@ def operator_objects(stack: StackConfig, seen: PrometheusOperator) -> list[dict[
 
 
 def prometheus(stack: StackConfig, seen: PrometheusOperator) -> dict[str, Any]:
-    """The Prometheus, which takes all PodMonitors and rules of its namespace."""
+    """The Prometheus, which takes all monitors, probes and rules of its namespace."""
     everything: dict[str, Any] = {}
     alerting = [{"namespace": stack.monitoring_namespace, "name": "alertmanager-operated", "port": "web"}]
     return {
@@ -149,6 +149,7 @@ def prometheus(stack: StackConfig, seen: PrometheusOperator) -> dict[str, Any]:
             "serviceAccountName": "prometheus",
             "podMonitorSelector": everything,
             "serviceMonitorSelector": everything,
+            "probeSelector": everything,
             "ruleSelector": everything,
             "storage": volume_claim(stack, seen),
             **({"alerting": {"alertmanagers": alerting}} if seen.alertmanager_secret else {}),
