@@ -252,6 +252,7 @@ GO_BEFORE = [
     ["TargetGroupBinding/llm-serve-svc", "ConfigMap/aws-load-balancer-controller", "TargetGroup/entry"],
     ["RayService/llm", "Secret/llm-valkey", "Namespace/llm", "ReplicationGroup/valkey"],
     ["ClusterSecretStore/secrets-store", "ConfigMap/external-secrets", "Namespace/external-secrets"],
+    ["PodMonitor/ray-podmonitor", "ConfigMap/kube-prometheus-stack", "Namespace/monitoring"],
     ["ConfigMap/karpenter", "NodeGroup/system", "Vpc/network"],
 ]
 """Kind and Pulumi's name, each before the next."""
