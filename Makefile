@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment key bootstrap weights preview cost prices doctor up status logs \
   forward down test aws setup-docker remove-docker engine e2e karpenter check tools image push lock schema vendor-balancer \
-  vendor-karpenter vendor-kuberay vendor-secrets
+  vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,8 +65,9 @@ status: .venv-infra/.installed ## what of STACK runs, and what keeps the rest fr
 logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= choose by a part of the name; FOLLOW=1)
 	@$(INFRA) -m scripts.logs $(STACK) --pod "$(POD)" --what "$(WHAT)" $(if $(FOLLOW),--follow)
 
-forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000) and Ray's dashboard (DASHBOARD=8265) on 127.0.0.1
-	@$(INFRA) -m scripts.forward $(STACK) --port "$(PORT)" --dashboard "$(DASHBOARD)"
+forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000), Ray's DASHBOARD=8265, GRAFANA=3000, PROMETHEUS=9090 on 127.0.0.1
+	@$(INFRA) -m scripts.forward $(STACK) --port "$(PORT)" --dashboard "$(DASHBOARD)" --grafana "$(GRAFANA)" \
+	  --prometheus "$(PROMETHEUS)"
 
 down: .venv-infra/.installed ## take STACK away and leave nothing behind; production wants its name, CONFIRM=<stack>
 	@$(INFRA) -m scripts.down $(STACK) --confirm "$(CONFIRM)"
@@ -133,6 +134,9 @@ vendor-karpenter: .venv-infra/.installed ## copy the pinned Karpenter's CRDs int
 
 vendor-kuberay: .venv-infra/.installed ## copy the pinned KubeRay's manifests into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_kuberay
+
+vendor-prometheus: .venv-infra/.installed ## copy the pinned Prometheus operator's manifests into infra/observability/manifests
+	@$(INFRA) -m scripts.vendor_prometheus
 
 vendor-secrets: .venv-infra/.installed ## copy the schemas of External Secrets' objects into tests/infra/crds
 	@$(INFRA) -m scripts.vendor_secrets

@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from app.validation import Strict, nearest, short
 
-VLLM: dict[str, list[str]] = json.loads(Path(__file__).with_name("vllm.json").read_text())
-"""What the pinned vLLM knows: its arguments, and the choices of some; `make schema` writes it."""
+VLLM: dict[str, Any] = json.loads(Path(__file__).with_name("vllm.json").read_text())
+"""What the pinned vLLM knows: its arguments, the choices of some, its histograms' bounds; `make schema` writes it."""
 
 
 class Engine(Strict):

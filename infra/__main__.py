@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from infra import config
 from infra.aws.config import EksCluster
 from infra.aws.stack import Aws
+from infra.observability.stack import Monitoring
 from infra.platform.entry import LoadBalancerController, binding, curl
 from infra.platform.kubeconfig import custom_resource, provider, sign
 from infra.platform.kuberay import KubeRay
@@ -39,6 +40,8 @@ if isinstance(stack.cluster, EksCluster) and aws:
         platform.append(controller)
 after = pulumi.ResourceOptions(provider=cluster, depends_on=platform)
 serving = RayServing(SERVICE, stack, after, valkey=aws and aws.cache)
+if stack.observability:
+    Monitoring("monitoring", stack, stack.observability, after)
 
 pulumi.export("namespace", serving.namespace)
 pulumi.export("service", serving.service)

@@ -20,6 +20,8 @@ from app.validation import nearest
 from infra import ROOT, contract, versions
 from infra.aws.config import EksCluster, Pool
 from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
+from infra.observability.config import Observability
+from infra.secret_key import SecretKey
 from infra.upgrade import Incremental, NewCluster, NoUpgrade, Upgrade, replicas
 
 PROJECT: str = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["name"]
@@ -188,13 +190,6 @@ class Clients(Strict):
         return cidrs
 
 
-class SecretKey(Strict):
-    """A value in a Secret of the stack's namespace, which somebody else makes there, say External Secrets."""
-
-    name: str = Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", description="Name of the Secret.")
-    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", description="Which of its values.")
-
-
 class GcsFaultTolerance(Strict):
     """A Redis in which the Ray head keeps its state, so that the next head goes on where it was."""
 
@@ -231,7 +226,12 @@ class StackConfig(Strict):
     namespace: str = Field(default="serving", pattern=NAMESPACE, description="Made by the program.")
     clients: Clients = Clients()
     monitoring_namespace: str = Field(
-        default="monitoring", pattern=NAMESPACE, description="Namespace whose pods may read Ray's metrics."
+        default="monitoring",
+        pattern=NAMESPACE,
+        description="Namespace whose pods may read Ray's metrics; made by the program when it brings Prometheus.",
+    )
+    observability: Observability | None = Field(
+        default=None, description="How the stack is seen: Prometheus, its rules, dashboards; left out, it is not."
     )
     operator: Operator = Operator()
     image: Image = Image()

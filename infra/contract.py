@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from app.keys import digest
 from app.settings import Demand, LanguageModel, demands, require_distinct, weights
 from infra import cost, versions
-from infra.aws.config import SYSTEM, EksCluster, Pool
+from infra.aws.config import SYSTEM, EksCluster, Mirrors, Pool
 from infra.aws.instances import absent, gpu_memory_gib, suited
 from infra.aws.pools import instances, most_nodes
 from infra.clusters import LOCAL_KEY, NativeCluster
+from infra.observability import objectives
+from infra.observability.config import ObjectsOnly, PrometheusStack
 from infra.upgrade import Incremental
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def check(stack: StackConfig) -> None:
     versions_are_tested()
     somebody_may_ask(stack)
     password_has_a_redis(stack)
+    seen_is_possible(stack)
     builtin_models_are_on_the_nodes(stack)
     worker_groups_are_known(stack)
     if isinstance(stack.cluster, EksCluster):
@@ -42,6 +45,7 @@ def check(stack: StackConfig) -> None:
     upgrade_is_possible(stack)
     replicas_fit(stack)
     models_fit_gpus(stack)
+    objectives_can_be_kept_track_of(stack)
     if isinstance(stack.cluster, EksCluster):
         gpus_are_within_limits(stack)
 
@@ -77,6 +81,35 @@ def password_has_a_redis(stack: StackConfig) -> None:
         raise ValueError(
             f"redis_password.name = {stack.redis_password.name!r}: there is no Redis that it is for; "
             "fix: set serving.auth.redis_url, or leave it out"
+        )
+
+
+def seen_is_possible(stack: StackConfig) -> None:
+    """Who collects the metrics can do so on the stack's cluster."""
+    seen = stack.observability
+    if seen is None:
+        return
+    if stack.monitoring_namespace == stack.namespace:
+        raise ValueError(
+            f"monitoring_namespace = {stack.monitoring_namespace!r}: is the models' own; fix: give it another name"
+        )
+    if isinstance(seen, ObjectsOnly):
+        return
+    if isinstance(stack.cluster, NativeCluster):
+        if isinstance(seen, PrometheusStack) or seen.alertmanager_secret:
+            key = "kind = 'chart'" if isinstance(seen, PrometheusStack) else "alertmanager_secret"
+            raise ValueError(
+                f"observability.{key}: its images come from registries, and a native cluster pulls none; "
+                "fix: set kind: manifests, without alertmanager_secret"
+            )
+        if seen.storage:
+            raise ValueError(
+                "observability.storage: is a volume, and a native cluster makes none; fix: set it to null: samples "
+                "are gone with the pod"
+            )
+    if isinstance(stack.cluster, EksCluster) and seen.mirrors != Mirrors():
+        raise ValueError(
+            "observability.mirrors: those of the cluster are for all charts and images; fix: set cluster.mirrors"
         )
 
 
@@ -348,6 +381,22 @@ def _require_part(key: str, model: LanguageModel, index: int, group: WorkerGroup
             f"{key}.engine.gpu_memory_utilization = {model.gpu_memory_utilization:g}: up to {engines} such "
             f"engines have one GPU of workers.{index} (pool.share.replicas is {pool.to_a_gpu}); "
             f"fix: make it {math.floor(100 / engines) / 100:g} or less"
+        )
+
+
+def objectives_can_be_kept_track_of(stack: StackConfig) -> None:
+    """Of models that are served, for as long as the longest window of an alert."""
+    seen = stack.observability
+    if seen is None:
+        return
+    objectives.require_known(seen.objectives, stack.serving)
+    if isinstance(seen, ObjectsOnly):
+        return
+    kept = int(seen.retention[:-1]) * {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[seen.retention[-1]]
+    if kept < objectives.LONGEST_HOURS:
+        raise ValueError(
+            f"observability.retention = {seen.retention!r}: alerts look at the last {objectives.LONGEST_HOURS} hours; "
+            f"fix: keep samples for {objectives.LONGEST_HOURS // 24}d or longer"
         )
 
 

@@ -18,6 +18,7 @@ from infra.aws.config import EksCluster, Pool
 from infra.aws.instances import Instance, absent
 from infra.aws.pools import THROUGHPUT, instances, most_nodes
 from infra.aws.prices import Price, Prices
+from infra.observability.config import ObjectsOnly
 
 if TYPE_CHECKING:
     from infra.config import StackConfig, WorkerGroup
@@ -96,6 +97,24 @@ class Estimate(NamedTuple):
         return list(dict.fromkeys(line.item for line in self.lines if not line.known))
 
 
+class GroupPrice(NamedTuple):
+    """What the nodes of a worker group cost."""
+
+    name: str
+    usd: float
+    """Of one node with its volumes, for an hour, on demand."""
+    pods: int
+    """How many of the group's pods it holds."""
+
+
+class Hourly(NamedTuple):
+    """What a stack costs by the hour, by the pods that are there."""
+
+    always: float
+    """USD of all but the nodes of worker groups, at its fewest."""
+    groups: list[GroupPrice]
+
+
 def estimate(stack: StackConfig, on: date, prices: Prices | None = None) -> Estimate:
     """What the stack costs, by its region's prices in the files when none are given.
 
@@ -105,6 +124,20 @@ def estimate(stack: StackConfig, on: date, prices: Prices | None = None) -> Esti
         raise TypeError(f"a cluster of kind {stack.cluster.kind} has no price list")
     known = price_list.known(stack.cluster.region) if prices is None else prices
     return Estimate(stack.cluster.region, list(_lines(stack, stack.cluster, known, on)), known)
+
+
+def hourly(stack: StackConfig, on: date) -> Hourly:
+    """The same prices, of what always runs and of a node of each group. Those that are not known count as 0."""
+    found = estimate(stack, on)
+    assert isinstance(stack.cluster, EksCluster)
+    always, groups = found.total.least, []
+    for group in stack.workers:
+        lines = [line for line in _nodes(stack, stack.cluster, group, found.prices) if line.known]
+        always -= sum(line.usd.least for line in lines)
+        usd = sum(line.usd.most for line in lines) / most_nodes(stack, group)
+        _, pods = _cheapest(stack.cluster, group, found.prices)
+        groups.append(GroupPrice(group.name, usd, pods))
+    return Hourly(always, groups)
 
 
 def per_million_tokens(usd_per_hour: float, tokens_per_second: float) -> float:
@@ -139,6 +172,9 @@ def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Ite
         yield line("load balancer", "network-load-balancer", 1)
     if eks.cache:
         yield line("Valkey", eks.cache.node_type, eks.cache.nodes)
+    seen = stack.observability
+    if seen and not isinstance(seen, ObjectsOnly) and seen.storage:
+        yield line("Prometheus' volume, GiB", "gp3-gb", seen.storage.gib)
     yield line("KMS keys", "kms-key", KEYS)
     if stored := _stored_gb(stack, eks):
         yield line("weights in S3, GB", "s3-gb", stored)
@@ -148,8 +184,7 @@ def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Pric
     """A worker group's nodes and their volumes: of a NodePool as many as pods need, of a managed group all of them."""
     pool, fit = group.pool or Pool(), kinds(eks, group)
     most = most_nodes(stack, group)
-    cheapest = min(fit, key=lambda kind: prices[kind.type].hourly if kind.type in prices else math.inf)
-    on_each = cheapest.pods(group.cpus, group.gpus, group.memory_gib, pool.to_a_gpu)
+    cheapest, on_each = _cheapest(eks, group, prices)
     least = most if pool.nodes == "managed" else math.ceil((group.min_replicas + pool.warm) / on_each)
     spot = [price for kind in fit if (price := prices.get(f"spot:{kind.type}"))]
     yield Line(
@@ -166,6 +201,12 @@ def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Pric
     fast = ("  their throughput, MiB/s", "gp3-mibps", THROUGHPUT - FREE_THROUGHPUT)
     for component, item, each in (gib, fast):
         yield Line(component, item, least * each, most * each, prices.get(item), prices.get(item))
+
+
+def _cheapest(eks: EksCluster, group: WorkerGroup, prices: Prices) -> tuple[Instance, int]:
+    """The cheapest instance that holds a group's pods, and how many of them."""
+    kind = min(kinds(eks, group), key=lambda kind: prices[kind.type].hourly if kind.type in prices else math.inf)
+    return kind, kind.pods(group.cpus, group.gpus, group.memory_gib, (group.pool or Pool()).to_a_gpu)
 
 
 def _dearest(prices: Prices, items: list[str]) -> Price | None:

@@ -1,4 +1,7 @@
-"""`make forward [PORT=8000] [DASHBOARD=8265]`: a stack's endpoint and Ray's dashboard on 127.0.0.1, until Ctrl-C."""
+"""`make forward [PORT=8000] [DASHBOARD=8265] [GRAFANA=3000] [PROMETHEUS=9090]`: a stack on 127.0.0.1, until Ctrl-C.
+
+Its endpoint, Ray's dashboard and, where the stack has them, Grafana and Prometheus.
+"""
 
 import argparse
 import shlex
@@ -6,10 +9,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from infra.clusters import LOCAL_KEY
 from infra.config import StackConfig
+from infra.observability.chart import ADMIN, GRAFANA
+from infra.observability.config import PrometheusOperator, PrometheusStack
 from infra.serving.rayservice import SERVE_PORT
 from scripts import kubectl, ports, stack_file
 from scripts.console import Problem, main, say
@@ -17,6 +24,9 @@ from scripts.kubectl import Kubectl
 from scripts.observe import DASHBOARD_PORT, Object, look
 
 LOOK_EVERY = 3.0
+GRAFANA_PORT = 3000
+PROMETHEUS_PORT = 9090
+VARIABLES = ("PORT", "DASHBOARD", "GRAFANA", "PROMETHEUS")
 
 
 class Forward:
@@ -71,29 +81,58 @@ class Forward:
         self._process = None
 
 
-def forward(stack_name: str, endpoint_port: str, dashboard_port: str) -> None:
+class Way(NamedTuple):
+    """What is forwarded of a stack."""
+
+    name: str
+    variable: str
+    """By which make is told its port."""
+    namespace: str
+    service: str
+    remote: int
+    path: str = ""
+    hint: str = ""
+    """How one gets in."""
+
+
+def ways(stack: StackConfig, service: str, kubernetes: Kubectl) -> Iterator[Way]:
+    """All that a stack with this RayService has."""
+    yield Way("endpoint", "PORT", stack.namespace, f"{service}-serve-svc", SERVE_PORT, "/v1", how_to_ask(stack))
+    yield Way("dashboard", "DASHBOARD", stack.namespace, f"{service}-head-svc", DASHBOARD_PORT)
+    seen, namespace = stack.observability, stack.monitoring_namespace
+    if isinstance(seen, PrometheusStack):
+        password = show_secret(kubernetes, namespace, seen.grafana_secret or ADMIN, "admin-password")
+        yield Way(
+            "grafana", "GRAFANA", namespace, GRAFANA, GRAFANA_PORT, hint=f"this shows its password:\n  {password}"
+        )
+    if isinstance(seen, PrometheusStack | PrometheusOperator):
+        yield Way("prometheus", "PROMETHEUS", namespace, "prometheus-operated", PROMETHEUS_PORT)
+
+
+def forward(stack_name: str, wanted: Mapping[str, str]) -> None:
+    """`wanted` are ports by their variable; the others are as in the cluster."""
     stack = stack_file.read(stack_name)
-    port, dashboard = free_port("PORT", endpoint_port), free_port("DASHBOARD", dashboard_port)
     kubernetes = kubectl.connect(stack.cluster)
     services = look(kubernetes, stack.namespace).services
     if not services:
         raise Problem(f"stack {stack_name} has no RayService to forward to", "deploy it: make up")
-    name = services[0]["metadata"]["name"]
-    say(f"endpoint   http://127.0.0.1:{port}/v1   {how_to_ask(stack)}\ndashboard  http://127.0.0.1:{dashboard}")
-    endpoint = Forward(kubernetes, stack.namespace, f"{name}-serve-svc", port, SERVE_PORT)
-    head = Forward(kubernetes, stack.namespace, f"{name}-head-svc", dashboard, DASHBOARD_PORT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as ending:
-        for one in (endpoint, head):
-            ending.callback(one.end)
+        kept: list[tuple[Way, Forward]] = []
+        for way in ways(stack, services[0]["metadata"]["name"], kubernetes):
+            port = free_port(way.variable, wanted.get(way.variable) or str(way.remote))
+            say(f"{way.name:10} http://127.0.0.1:{port}{way.path}   {way.hint}".rstrip())
+            kept.append((way, Forward(kubernetes, way.namespace, way.service, port, way.remote)))
+            ending.callback(kept[-1][1].end)
         try:
             while True:
-                found = kubernetes.get("pods", "--namespace", stack.namespace)["items"]
-                pods = {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" not in pod["metadata"]}
-                if pod := endpoint.keep(pods):
-                    say(f"endpoint → pod {pod['metadata']['name']}")
-                if pod := head.keep(pods):
-                    say(f"dashboard → pod {pod['metadata']['name']}; {token_hint(kubernetes, pod)}")
+                for namespace in {way.namespace for way, _ in kept}:
+                    found = kubernetes.get("pods", "--namespace", namespace)["items"]
+                    pods = {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" not in pod["metadata"]}
+                    for way, one in kept:
+                        if way.namespace == namespace and (pod := one.keep(pods)):
+                            hint = f"; {token_hint(kubernetes, pod)}" if way.name == "dashboard" else ""
+                            say(f"{way.name} → pod {pod['metadata']['name']}{hint}")
                 time.sleep(LOOK_EVERY)
         except KeyboardInterrupt:
             say("ended")
@@ -119,24 +158,21 @@ def token_hint(kubernetes: Kubectl, head: Object) -> str:
     for variable in head["spec"]["containers"][0].get("env", []):
         if variable["name"] == "RAY_AUTH_TOKEN" and "valueFrom" in variable:
             secret = variable["valueFrom"]["secretKeyRef"]
-            template = f"{{{{.data.{secret['key']} | base64decode}}}}"
-            show = (
-                "get",
-                "secret",
-                secret["name"],
-                "--namespace",
-                head["metadata"]["namespace"],
-                "--template",
-                template,
-            )
-            return f"this shows its token:\n  {shlex.join(kubernetes.command(*show))}"
+            command = show_secret(kubernetes, head["metadata"]["namespace"], secret["name"], secret["key"])
+            return f"this shows its token:\n  {command}"
     return "it wants no token"
+
+
+def show_secret(kubernetes: Kubectl, namespace: str, name: str, key: str) -> str:
+    """The command that shows a Secret's value."""
+    template = f'{{{{index .data "{key}" | base64decode}}}}'
+    return shlex.join(kubernetes.command("get", "secret", name, "--namespace", namespace, "--template", template))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make forward")
     parser.add_argument("stack")
-    parser.add_argument("--port", default="")
-    parser.add_argument("--dashboard", default="")
+    for variable in VARIABLES:
+        parser.add_argument(f"--{variable.lower()}", default="")
     given = parser.parse_args()
-    main(lambda: forward(given.stack, given.port or str(SERVE_PORT), given.dashboard or str(DASHBOARD_PORT)))
+    main(lambda: forward(given.stack, {variable: getattr(given, variable.lower()) for variable in VARIABLES}))

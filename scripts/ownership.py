@@ -1,4 +1,4 @@
-"""What `make up` must not take over: KubeRay and namespaces that somebody else has put on the cluster.
+"""What `make up` must not take over: KubeRay, Prometheus' CRDs and namespaces of somebody else's.
 
 To create and to take over is one request in server-side apply: Pulumi would change them without a word, and `make down`
 would delete them. Whose an object is says its field manager (infra/platform/kubeconfig.py).
@@ -7,6 +7,9 @@ would delete them. Whose an object is says its field manager (infra/platform/kub
 import json
 
 from infra import versions
+from infra.config import StackConfig
+from infra.observability import prometheus
+from infra.observability.config import ObjectsOnly
 from infra.platform import kuberay
 from infra.platform.kubeconfig import manager
 from scripts.console import Problem
@@ -14,8 +17,9 @@ from scripts.kubectl import Kubectl
 from scripts.observe import Object
 
 
-def require(kubernetes: Kubectl, stack: str, namespace: str) -> None:
+def require(kubernetes: Kubectl, stack: str, config: StackConfig) -> None:
     """Raises Problem when an operator, CRDs or a namespace that `stack` would make are there, and not by `stack`."""
+    monitored = config.observability is not None and not isinstance(config.observability, ObjectsOnly)
     for deployment in _of_others(kubernetes, stack, "deployments", "--all-namespaces"):
         if kuberay.is_operator(deployment):
             where = f"{deployment['metadata']['namespace']}/{deployment['metadata']['name']}"
@@ -35,10 +39,21 @@ def require(kubernetes: Kubectl, stack: str, namespace: str) -> None:
             f"if nothing needs them (kubectl get {found.replace(' ', ',')} -A), kubectl delete crd {found}; "
             "or deploy to another cluster",
         )
-    mine = (namespace, kuberay.NAMESPACE)
+    if monitored:
+        names = [crd["metadata"]["name"] for crd in prometheus.manifests("prometheus-crds")]
+        if crds := _of_others(kubernetes, stack, "customresourcedefinitions", *names, "--ignore-not-found"):
+            found = " ".join(crd["metadata"]["name"] for crd in crds)
+            raise Problem(
+                f"the CRDs of a Prometheus operator are there already: {found}; stack {stack} has not made them, and "
+                f"brings those of {versions.PROMETHEUS_OPERATOR}",
+                "if that operator runs, let it read the stack's monitors and rules: set observability.kind to objects; "
+                f"if nothing needs them, kubectl delete crd {found}",
+            )
+    mine = (config.namespace, kuberay.NAMESPACE, *([config.monitoring_namespace] if monitored else []))
     for item in _of_others(kubernetes, stack, "namespaces", *mine, "--ignore-not-found"):
         name = item["metadata"]["name"]
-        other = "set `namespace` to another name" if name == namespace else "deploy to another cluster"
+        key = {config.namespace: "namespace", config.monitoring_namespace: "monitoring_namespace"}.get(name)
+        other = f"set `{key}` to another name" if key else "deploy to another cluster"
         raise Problem(
             f"the namespace {name} is there already; stack {stack} has not made it, and `make down` would delete it "
             "with all that is in it",

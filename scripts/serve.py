@@ -200,6 +200,17 @@ def _settings(file: str | None) -> Settings:
         raise Problem(str(error), "correct the settings; app/settings.py describes every key") from None
 
 
+def what(shape: str, settings: Settings, file: str | None = None) -> list[str]:
+    """Arguments of `serve run` for the settings, which came from `file` unless they are the defaults."""
+    if shape == "local":
+        return ["app.main:app", *([f"settings={Path(file).absolute()}"] if file else [])]
+    config = cache_dir() / "serve-config.yaml"
+    # Said here, since the default of a config is all addresses of the machine.
+    http = {"host": "127.0.0.1", "port": PORT}
+    config.write_text(yaml.safe_dump({**serve_config(settings), "http_options": http}, sort_keys=False))
+    return [str(config)]
+
+
 def _ask(model: str, question: str) -> str:
     """The model's answer."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 64}
@@ -243,14 +254,7 @@ def serve() -> None:
     _require_disk()
     models.ensure(settings)
     say("… Ray and vLLM")
-    what = ["app.main:app", *([f"settings={Path(file).absolute()}"] if file else [])]
-    if chosen.shape == "cluster":
-        config = cache_dir() / "serve-config.yaml"
-        # Said here, since the default of a config is all addresses of the machine.
-        http = {"host": "127.0.0.1", "port": PORT}
-        config.write_text(yaml.safe_dump({**serve_config(settings), "http_options": http}, sort_keys=False))
-        what = [str(config)]
-    with running(cache_dir() / "serve.log", *what) as server:
+    with running(cache_dir() / "serve.log", *what(chosen.shape, settings, file)) as server:
         _say_how_to_use(server, settings)
         server.wait()
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import time
+from pathlib import Path
 
 import httpx
 from pulumi import automation
@@ -12,6 +13,8 @@ from app.builtin import cache_dir
 from infra import image
 from infra.clusters import LOCAL_KEY, NativeCluster
 from infra.config import StackConfig
+from infra.observability import prometheus
+from infra.observability.config import PrometheusOperator
 from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, engine, kubectl, models, ownership, stack_file, tools
 from scripts.cluster import images
@@ -31,16 +34,24 @@ def prepare_native(stack: StackConfig) -> None:
         # Of a cluster that was killed; its state would tell Pulumi that all is there.
         shutil.rmtree(engine.native_home(), ignore_errors=True)
     cluster.start(bin_dir)
-    if not images.has(stack.operator.reference):
-        # Built from the same release: on a machine without registries it stands in for the published image.
-        images.from_binary(bin_dir / "kuberay-operator", stack.operator.reference, entrypoint="/manager")
-        images.load(stack.operator.reference)
+    _stand_in(bin_dir / "kuberay-operator", stack.operator.reference, "/manager")
+    if isinstance(stack.observability, PrometheusOperator):
+        bin_dir = tools.ensure(*tools.MONITORING)
+        for name in tools.MONITORING:
+            _stand_in(bin_dir / name, prometheus.image(name, stack, stack.observability), f"/bin/{name}")
     models.ensure(stack.serving)
     reference = image.reference(stack)
     if not images.has(reference):
         build_with_buildah(stack)
         with step(f"putting {reference} on the node"):
             images.load(reference)
+
+
+def _stand_in(binary: Path, reference: str, entrypoint: str) -> None:
+    """Put on the node, in place of a published image, one of the executable that we built from the same release."""
+    if not images.has(reference):
+        images.from_binary(binary, reference, entrypoint=entrypoint)
+        images.load(reference)
 
 
 def api_key(stack: StackConfig) -> str:
@@ -83,7 +94,7 @@ def up(stack_name: str) -> None:
     if isinstance(stack.cluster, NativeCluster):
         prepare_native(stack)
     kubernetes = kubectl.connect(stack.cluster)
-    ownership.require(kubernetes, stack_name, stack.namespace)
+    ownership.require(kubernetes, stack_name, stack)
     with step(f"pulumi up --stack {stack_name}"):
         try:
             opened = engine.open_stack(stack_name, stack)

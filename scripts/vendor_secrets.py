@@ -20,17 +20,17 @@ def vendor() -> None:
     items = [yaml.safe_load((bases / f"external-secrets.io_{kind}.yaml").read_text()) for kind in KINDS]
     for item in items:
         item["spec"]["versions"] = [version for version in item["spec"]["versions"] if version["served"]]
-    write("external-secrets-crds", _undescribed(items), ROOT / "tests" / "infra" / "crds")
+    write("external-secrets-crds", undescribed(items), ROOT / "tests" / "infra" / "crds")
 
 
-def _undescribed(value: Any) -> Any:
+def undescribed(value: Any) -> Any:
     """Without the texts for readers, nine tenths of it."""
     if isinstance(value, list):
-        return [_undescribed(item) for item in value]
+        return [undescribed(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: _undescribed(item) for key, item in value.items() if not (key == "description" and isinstance(item, str))
+        key: undescribed(item) for key, item in value.items() if not (key == "description" and isinstance(item, str))
     }
 
 

@@ -18,8 +18,8 @@ class Chart(NamedTuple):
     version: str
     repository: str
     """https:// of a repository, or oci:// of what has the chart in it."""
-    image: str
-    """Of its one image, without tag."""
+    image: str = ""
+    """Of its one image, without tag; empty where there are several."""
 
 
 KARPENTER = Chart(
@@ -43,6 +43,11 @@ LOAD_BALANCER_CONTROLLER = Chart(
     "https://aws.github.io/eks-charts",
     "public.ecr.aws/eks/aws-load-balancer-controller",
 )
+KUBE_PROMETHEUS_STACK = Chart(
+    "kube-prometheus-stack",
+    versions.KUBE_PROMETHEUS_STACK,
+    "https://prometheus-community.github.io/helm-charts",
+)
 EXTERNAL_SECRETS = Chart(
     "external-secrets",
     versions.EXTERNAL_SECRETS,
@@ -51,9 +56,14 @@ EXTERNAL_SECRETS = Chart(
 )
 
 
+def mirrored(image: str, mirrors: Mirrors) -> str:
+    """An image, by its own name in the mirror."""
+    return f"{mirrors.images}/{image.partition('/')[2]}" if mirrors.images else image
+
+
 def image(chart: Chart, mirrors: Mirrors) -> str:
-    """The chart's image, by its own name in the mirror."""
-    return f"{mirrors.images}/{chart.image.partition('/')[2]}" if mirrors.images else chart.image
+    """The chart's image."""
+    return mirrored(chart.image, mirrors)
 
 
 def release(

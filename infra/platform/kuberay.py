@@ -41,7 +41,8 @@ def operator_objects(operator: Operator, gates: Sequence[str] = ()) -> list[dict
             container |= {
                 "image": operator.reference,
                 "resources": RESOURCES,
-                "args": [",".join([known, *(f"{gate}=true" for gate in gates)])],
+                # Its own metrics, of RayServices and RayClusters, are off by default.
+                "args": ["--enable-metrics", ",".join([known, *(f"{gate}=true" for gate in gates)])],
             }
     return objects
 

@@ -12,7 +12,7 @@ from app.settings import Variant, weights
 from infra.aws.config import EksCluster
 from infra.config import StackConfig
 from infra.platform import kuberay
-from infra.serving.pods import RAY_PODS, SERVE_PORT
+from infra.serving.pods import METRICS_PORTS, RAY_PODS, SERVE_PORT
 
 HEAD = {"matchLabels": {**RAY_PODS["matchLabels"], "ray.io/node-type": "head"}}
 WORKERS = {"matchLabels": {**RAY_PODS["matchLabels"], "ray.io/node-type": "worker"}}
@@ -21,8 +21,6 @@ CLEANUP = {"matchLabels": {**RAY_PODS["matchLabels"], "ray.io/node-type": "redis
 https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/raycluster_controller.go"""
 
 DASHBOARD_PORT = 8265
-METRICS_PORTS = [8080, 44217, 44227]
-"""Of every pod; of the autoscaler and of the dashboard, both on the head."""
 POD_IDENTITY = "169.254.170.23/32"
 """Where EKS hands out a pod's AWS credentials: https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html"""
 
@@ -42,7 +40,7 @@ def _flows(stack: StackConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, 
     yield "operator", HEAD, _ingress([DASHBOARD_PORT], _namespace(kuberay.NAMESPACE))
     others = [*map(_namespace, stack.clients.namespaces), *map(_network, [*stack.clients.cidrs, *_balancers(stack)])]
     yield "clients", WORKERS, _ingress([SERVE_PORT], {"podSelector": {}}, *others)
-    yield "metrics", RAY_PODS, _ingress(METRICS_PORTS, _namespace(stack.monitoring_namespace))
+    yield "metrics", RAY_PODS, _ingress([*METRICS_PORTS.values()], _namespace(stack.monitoring_namespace))
     if stack.autoscaling:
         # Of the API server only the port is sure: some plug-ins see the address of its Service, others those behind.
         yield "api-server", HEAD, _egress([443, 6443])

@@ -3,6 +3,8 @@
 from typing import Any
 
 SERVE_PORT = 8000
+METRICS_PORTS = {"metrics": 8080, "as-metrics": 44217, "dash-metrics": 44227}
+"""By the names that KubeRay gives them: of every Ray pod; of the autoscaler and of the dashboard, both on the head."""
 
 RAY_PODS: dict[str, Any] = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 """Selector of all pods of a Ray cluster, head included: KubeRay's own label."""

@@ -14,14 +14,15 @@ import yaml
 
 from app.settings import Settings, serve_config
 from infra import image, versions
-from infra.config import KEYS_FILE, GcsFaultTolerance, SecretKey, StackConfig, WorkerGroup
+from infra.config import KEYS_FILE, GcsFaultTolerance, StackConfig, WorkerGroup
 from infra.platform.karpenter import place
 from infra.platform.kubeconfig import custom_resource, signed
+from infra.secret_key import SecretKey
 from infra.serving import access, guardrails, network
 from infra.serving.autoscaler import add_api_token, autoscaling
 from infra.serving.drain import deletion_delay_seconds, drain
 from infra.serving.models import model_volume, mount_models
-from infra.serving.pods import RESTRICTED, SERVE_PORT, UNPRIVILEGED, cores, memory
+from infra.serving.pods import METRICS_PORTS, RESTRICTED, SERVE_PORT, UNPRIVILEGED, cores, memory
 from infra.serving.warm import placeholders
 from infra.upgrade import Incremental, Upgrade
 
@@ -142,7 +143,7 @@ def _know(manifest: dict[str, Any], address: pulumi.Output[str]) -> None:
 
 
 def _head(service: str, stack: StackConfig) -> dict[str, Any]:
-    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
+    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, **METRICS_PORTS}
     pod = _pod(service, "head", stack, stack.head.cpus, stack.head.memory_gib, ports)
     # It runs no model, but it builds the applications, which look where theirs are.
     mount_models(pod, service, stack)
@@ -153,7 +154,7 @@ def _head(service: str, stack: StackConfig) -> dict[str, Any]:
 
 
 def _worker(service: str, stack: StackConfig, group: WorkerGroup) -> dict[str, Any]:
-    ports = {"serve": SERVE_PORT, "metrics": 8080}
+    ports = {"serve": SERVE_PORT, "metrics": METRICS_PORTS["metrics"]}
     pod = _pod(service, "worker", stack, group.cpus, group.memory_gib, ports, group.gpus)
     # The gateway is on a worker, and reads the file again when the Secret changes.
     pod["spec"]["volumes"].append({"name": "keys", "secret": {"secretName": access.keys_name(service)}})

@@ -81,7 +81,7 @@ def _may_create(kubernetes: Kubectl, kind: str, group: str) -> bool:
 
 
 def ours(kubernetes: Kubectl, stack_name: str, stack: StackConfig) -> str:
-    ownership.require(kubernetes, stack_name, stack.namespace)
+    ownership.require(kubernetes, stack_name, stack)
     return "nothing of somebody else's that `make up` would take over"
 
 

@@ -12,6 +12,7 @@ from infra import image, versions
 from infra.aws.config import EksCluster
 from infra.clusters import NativeCluster
 from infra.config import StackConfig
+from infra.observability.config import PrometheusOperator
 from scripts import cluster, engine, packages, tools
 from scripts.aws_cli import require_aws
 from scripts.cluster import images, preflight
@@ -26,6 +27,8 @@ def checks(stack_name: str, stack: StackConfig) -> Iterator[Check]:
     native = isinstance(stack.cluster, NativeCluster)
     yield check("Python packages", packages_are_the_ledgers)
     needed = ["kubernetes", "coredns", "kuberay", "pause"] if native else ["kubectl"]
+    if native and isinstance(stack.observability, PrometheusOperator):
+        needed += tools.MONITORING
     needed += ["pulumi"] if engine.has_python_host() else ["pulumi", "pulumi-kubernetes"]
     for name in sorted(needed):
         yield check(f"tool {name}", lambda name=name: tools.whence(name))

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.builtin import cache_dir
@@ -58,6 +58,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 _MAJOR, _MINOR, _ = _numbers(versions.KUBERNETES)
 _KUBECTL = Theirs("kubectl", ("version", "--client", "--output=json"), (_MAJOR, _MINOR - 1), (_MAJOR, _MINOR + 2))
 _PULUMI = Theirs("pulumi", ("version",), _numbers(versions.PULUMI), (_numbers(versions.PULUMI)[0] + 1,))
+_PROMTOOL = Theirs("promtool", ("--version",), (3, 0, 0), (4,))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Tool:
     """File name of the executable."""
     package: str = "."
     """What `go build` builds, seen from the module's directory."""
+    module: str = ""
+    """The directory of its go.mod; by default it has the tool's name."""
+    tags: tuple[str, ...] = ()
+    """Go's build tags."""
     set: dict[str, str] = field(default_factory=dict)
     """Go variables that carry the version (-X)."""
     embeds: tuple[str, ...] = ()
@@ -93,6 +98,19 @@ def _plugin() -> Path | None:
     path = home / "plugins" / f"resource-kubernetes-v{versions.PULUMI_KUBERNETES}" / "pulumi-resource-kubernetes"
     return path if path.exists() else None
 
+
+_PROMETHEUS = Tool(
+    "prometheus",
+    package="github.com/prometheus/prometheus/cmd/prometheus",
+    # Finds its targets in Kubernetes alone: the other ways are most of the binary.
+    tags=("remove_all_sd", "enable_kubernetes_sd"),
+    set={"github.com/prometheus/common/version.Version": versions.PROMETHEUS},
+)
+_PROMETHEUS_OPERATOR = Tool(
+    "prometheus-operator",
+    package="github.com/prometheus-operator/prometheus-operator/cmd/operator",
+    set={"github.com/prometheus/common/version.Version": versions.PROMETHEUS_OPERATOR},
+)
 
 # The slowest first: a first build is long, and one that will fail should not do so at its end.
 TOOLS = {
@@ -130,9 +148,27 @@ TOOLS = {
     "kuberay": Tool("kuberay-operator", package="github.com/ray-project/kuberay/ray-operator"),
     "coredns": Tool("coredns"),
     "pause": Tool("pause"),
+    "prometheus": _PROMETHEUS,
+    "promtool": replace(
+        _PROMETHEUS,
+        binary="promtool",
+        package="github.com/prometheus/prometheus/cmd/promtool",
+        module="prometheus",
+        theirs=_PROMTOOL.find,
+        instead="put promtool on PATH",
+    ),
+    "prometheus-operator": _PROMETHEUS_OPERATOR,
+    "prometheus-config-reloader": replace(
+        _PROMETHEUS_OPERATOR,
+        binary="prometheus-config-reloader",
+        package="github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
+        module="prometheus-operator",
+    ),
     "karpenter": Tool("karpenter", package="github.com/aws/karpenter-provider-aws/kwok"),
     "kwok": Tool("kwok", package="sigs.k8s.io/kwok/cmd/kwok"),
 }
+MONITORING = ("prometheus", "prometheus-operator", "prometheus-config-reloader")
+"""What a native cluster runs whose stack brings Prometheus."""
 SIMULATION = ("karpenter", "kwok")
 """Only `make karpenter` runs them: Karpenter's AWS provider with simulated EC2, and what plays its nodes' kubelets.
 Both modules call their executable kwok."""
@@ -157,12 +193,13 @@ def _go(*arguments: str, cwd: Path) -> str:
 
 def _flags(tool: Tool) -> list[str]:
     values = " ".join(f"-X {name}={value}" for name, value in tool.set.items())
-    return ["-trimpath", "-ldflags", f"-s -w {values}".strip(), tool.package]
+    tags = ["-tags", ",".join(tool.tags)] if tool.tags else []
+    return ["-trimpath", *tags, "-ldflags", f"-s -w {values}".strip(), tool.package]
 
 
 def _key(name: str, tool: Tool) -> str:
     digest = hashlib.sha256()
-    for source in sorted((HERE / name).iterdir()):
+    for source in sorted((HERE / (tool.module or name)).iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     digest.update(" ".join(_flags(tool)).encode())
     digest.update(_go("env", "GOVERSION", "GOARCH", cwd=HERE).encode())
@@ -174,7 +211,7 @@ def _build(name: str, tool: Tool, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         source = Path(scratch) / "module"
-        shutil.copytree(HERE / name, source)
+        shutil.copytree(HERE / (tool.module or name), source)
         if tool.embeds:
             module = json.loads(_go("mod", "edit", "-json", cwd=source))["Require"][0]["Path"]
             home = json.loads(_go("mod", "download", "-json", module, cwd=source))["Dir"]

@@ -20,6 +20,7 @@ from pulumi import automation
 from infra.aws.config import EksCluster, Mirrors
 from infra.aws.stack import Aws
 from infra.config import StackConfig, from_file
+from infra.observability import stack as monitoring
 from infra.platform import entry, kuberay, nodes, secrets
 from infra.platform.charts import Chart
 from scripts import engine
@@ -172,11 +173,12 @@ def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return kubernetes.Provider("cluster", render_yaml_to_directory=str(written), opts=after)
 
     monkeypatch.setattr(Aws, "kubernetes", writes)
-    for module in (entry, nodes, secrets):
+    for module in (entry, monitoring, nodes, secrets):
         monkeypatch.setattr(module, "release", stand_in_for_a_chart)
-    # KubeRay's four take the engine half a minute, each time.
+    # KubeRay's four take the engine half a minute, each time, and Prometheus' ten a part of that.
     real = kuberay.manifests
     monkeypatch.setattr(kuberay, "manifests", lambda name: [] if name == "kuberay-crds" else real(name))
+    monkeypatch.setattr(monitoring, "manifests", lambda name: [])
     monkeypatch.setattr(engine, "has_python_host", lambda: False)
     return written
 
@@ -205,7 +207,13 @@ def test_the_whole_program_from_nothing_to_nothing(directory: Path, cluster: Pat
     assert set(changes(stack.up())) == {"same"}
 
     made = objects(cluster)
-    assert {"NodePool/l4", "NodePool/l4x4", "ClusterSecretStore/aws", "TargetGroupBinding/llm-serve-svc"} <= made.keys()
+    assert {
+        "NodePool/l4",
+        "NodePool/l4x4",
+        "ClusterSecretStore/aws",
+        "TargetGroupBinding/llm-serve-svc",
+        "PodMonitor/ray",
+    } <= made.keys()
     for item in made.values():
         if item["kind"] != "CustomResourceDefinition":
             schemas.validate(item)
@@ -216,10 +224,11 @@ def test_the_whole_program_from_nothing_to_nothing(directory: Path, cluster: Pat
     (file,) = (directory / "state").rglob("staging.json")
     state = file.read_text()
     assert "gcsFaultToleranceOptions" in state
-    for secret, key in (("llm-ray-token", "auth_token"), ("llm-valkey", "password")):
+    secrets_made = {"llm-ray-token": "auth_token", "llm-valkey": "password", "grafana-admin": "admin-password"}
+    for secret, key in secrets_made.items():
         encoded = made[f"Secret/{secret}"]["data"][key]
         hidden = base64.b64decode(encoded).decode()
-        assert len(hidden) == 64
+        assert len(hidden) >= 32
         assert not [form for form in (encoded, hidden) if form in state], secret
 
     gone: list[str] = []
@@ -243,6 +252,7 @@ GO_BEFORE = [
     ["TargetGroupBinding/llm-serve-svc", "ConfigMap/aws-load-balancer-controller", "TargetGroup/entry"],
     ["RayService/llm", "Secret/llm-valkey", "Namespace/llm", "ReplicationGroup/valkey"],
     ["ClusterSecretStore/secrets-store", "ConfigMap/external-secrets", "Namespace/external-secrets"],
+    ["PodMonitor/ray-podmonitor", "ConfigMap/kube-prometheus-stack", "Namespace/monitoring"],
     ["ConfigMap/karpenter", "NodeGroup/system", "Vpc/network"],
 ]
 """Kind and Pulumi's name, each before the next."""

@@ -12,10 +12,11 @@ from typing import Any
 import jsonschema
 
 from infra.config import ROOT
-from infra.platform.kuberay import MANIFESTS
+from infra.observability import prometheus
+from infra.platform import kuberay
 
 _SOURCE = ROOT / "scripts" / "tools" / "pulumi-kubernetes" / "schema.json"
-_CRDS = (MANIFESTS, Path(__file__).parent / "crds")
+_CRDS = (kuberay.MANIFESTS, prometheus.MANIFESTS, Path(__file__).parent / "crds")
 _METADATA = "#/types/kubernetes:meta/v1:ObjectMeta"
 
 

@@ -291,9 +291,10 @@ def operator(resources: dict[str, tuple[str, dict[str, Any]]]) -> tuple[dict[str
 
 def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path, local: Recorder) -> None:
     container, _ = operator(local.resources)
-    assert container["args"] == ["--feature-gates=RayClusterStatusConditions=true"]
+    assert container["args"] == ["--enable-metrics", "--feature-gates=RayClusterStatusConditions=true"]
     container, role = operator(run("dev", existing(kubeconfig, "dev") | INCREMENTAL))
-    assert container["args"] == ["--feature-gates=RayClusterStatusConditions=true,RayServiceIncrementalUpgrade=true"]
+    gates = "--feature-gates=RayClusterStatusConditions=true,RayServiceIncrementalUpgrade=true"
+    assert container["args"] == ["--enable-metrics", gates]
     (rule,) = (rule for rule in role["rules"] if rule["apiGroups"] == ["gateway.networking.k8s.io"])
     assert {"gateways", "httproutes"} == set(rule["resources"])
     assert {"create", "get", "list", "update", "watch"} <= set(rule["verbs"])

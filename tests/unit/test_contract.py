@@ -28,6 +28,10 @@ TWO = {"num_replicas": 2}
 SMALL = {**QWEN3_8B, "parameters_billion": 1.54}
 
 
+def promised(**objectives: Any) -> dict[str, Any]:
+    return values(observability={"kind": "chart", "objectives": objectives})
+
+
 def zones(region: str) -> dict[str, Any]:
     return {"region": region, "zones": [f"{region}{zone}" for zone in "abc"]}
 
@@ -519,6 +523,41 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"max_hourly_usd": 5},
         "max_hourly_usd = 5: what this cluster costs is for its owner to say; fix: leave it out",
     ),
+    # What is promised, and how alerts can know whether it is kept.
+    (
+        promised(models={"chta": {"availability": 0.99}}),
+        "observability.objectives.models.chta: there is no such language model in serving; fix: use chat, or leave it "
+        "out",
+    ),
+    (
+        promised(models={"generate": {"availability": 0.99}}),
+        "observability.objectives.models.generate: there is no such language model in serving; fix: use one of chat, "
+        "or leave it out",
+    ),
+    (
+        promised(every_model={"time_to_first_token": {"within_s": 0.3}}),
+        "observability.objectives.every_model.time_to_first_token.within_s = 0.3: vLLM counts how many were faster at "
+        "other bounds, not at this one; fix: use 0.25 or 0.5",
+    ),
+    (
+        promised(models={"chat": {"inter_token_latency": {"within_s": 90.0}}}),
+        "observability.objectives.models.chat.inter_token_latency.within_s = 90.0: vLLM counts how many were faster at "
+        "other bounds, not at this one; fix: use 80",
+    ),
+    (
+        promised(models={"chat": {"availability": 0.9}}),
+        "observability.objectives.models.chat.availability = 0.9: leaves so much for failures that not even all "
+        "requests failing would be noticed in time; fix: make it more than 0.931",
+    ),
+    (
+        promised(window_days=90, availability=0.97),
+        "observability.objectives.availability = 0.97: leaves so much for failures that not even all requests failing "
+        "would be noticed in time; fix: make it more than 0.977",
+    ),
+    (
+        {"observability": {"kind": "manifests", "storage": None, "retention": "48h"}},
+        "observability.retention = '48h': alerts look at the last 72 hours; fix: keep samples for 3d or longer",
+    ),
 ]
 
 
@@ -560,6 +599,7 @@ def test_the_committed_stacks_keep_the_contract(stack: str) -> None:
     "stack",
     [
         values(),
+        promised(window_days=7, availability=0.8, models={"chat": {"time_to_first_token": {"within_s": 1}}}),
         values(H100, variants=[variant("H100", LLAMA_70B, engine=SPLIT, scaling=TWO)]),
         values({**SHARED, "max_replicas": 4}, variants=[variant(size=SMALL, engine={"gpu_memory_utilization": 0.25})]),
         # A hair below what is refused above.

@@ -35,14 +35,15 @@ def estimate(stack: str | dict[str, Any], on: date = ON) -> cost.Estimate:
 
 
 def test_dev() -> None:
-    """EKS, system nodes, L4s with their disks, NAT and its address, two endpoints, keys; nothing else."""
-    least = 0.10 + 1 * (0.2016 + 100 * DISK) + 1 * (0.9776 + 200 * DISK + FAST) + 0.045 + 0.005 + 2 * 0.01 + KEYS
-    most = 0.10 + 2 * (0.2016 + 100 * DISK) + 2 * (0.9776 + 200 * DISK + FAST) + 0.045 + 0.005 + 2 * 0.01 + KEYS
+    """EKS, system nodes, L4s, disks of them and of Prometheus, NAT and its address, two endpoints, keys."""
+    fixed = 0.10 + 0.045 + 0.005 + 2 * 0.01 + 20 * DISK + KEYS
+    least = fixed + 1 * (0.2016 + 100 * DISK) + 1 * (0.9776 + 200 * DISK + FAST)
+    most = fixed + 2 * (0.2016 + 100 * DISK) + 2 * (0.9776 + 200 * DISK + FAST)
     assert estimate("dev").total == pytest.approx((least, most, most + 2 * (3.3968 - 0.9776)))
 
 
 def test_staging() -> None:
-    fixed = 0.10 + 0.045 + 0.005 + 2 * 0.01 + 0.0225 + 0.0256 + KEYS + (14.77 + 8.19) * 2 * 0.023 / MONTH
+    fixed = 0.10 + 0.045 + 0.005 + 2 * 0.01 + 0.0225 + 0.0256 + KEYS + (14.77 + 8.19) * 2 * 0.023 / MONTH + 50 * DISK
     four, one = 4.6016 + 300 * DISK + FAST, 0.9776 + 200 * DISK + FAST
     least = fixed + 2 * (0.2016 + 100 * DISK) + 1 * four + 1 * one
     most = fixed + 4 * (0.2016 + 100 * DISK) + (1 + 1) * four + (2 + 2) * one
@@ -54,6 +55,7 @@ def test_staging() -> None:
 def test_prod() -> None:
     """With a second Ray cluster of full size in an upgrade, a warm L4, and three of all that a zone has."""
     fixed = 0.10 + 3 * (0.045 + 0.005 + 2 * 0.01) + 0.0225 + 2 * 0.1264 + KEYS + (70.55 + 8.03) * 2 * 0.023 / MONTH
+    fixed += 100 * DISK
     eight, one = 55.04 + 500 * DISK + FAST, 0.9776 + 200 * DISK + FAST
     least = fixed + 3 * (0.2016 + 100 * DISK) + 1 * eight + (2 + 1) * one
     most = fixed + 6 * (0.2016 + 100 * DISK) + (1 + 1) * eight + (6 + 6 + 1) * one

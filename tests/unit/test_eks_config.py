@@ -127,6 +127,10 @@ WRONG_ON_AWS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (eks(mirrors={"charts": "http://mirror"}), ["cluster.mirrors.charts = 'http://mirror'"]),
     (eks(mirrors={"images": "mirror/"}), ["cluster.mirrors.images = 'mirror/'"]),
+    (
+        {**eks(), "observability": {"kind": "chart", "mirrors": {"images": "mirror.example.com"}}},
+        ["observability.mirrors: those of the cluster are for all", "cluster.mirrors"],
+    ),
     (pool(gpu="L5"), ["workers.0.pool.gpu = 'L5'", "'L4'"]),
     (pool(capacity=["on-demand", "spot"]), ["workers.0.pool.capacity", "fix: write ['spot', 'on-demand']"]),
     (pool(capacity=["reserved"]), ["workers.0.pool.reservations = []: nothing is reserved"]),

@@ -3,10 +3,12 @@
 import json
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from infra.config import StackConfig
+from app.keys import digest
+from infra.config import StackConfig, parse
 from scripts import forward, kubectl
 from scripts.console import Problem
 from scripts.forward import Forward
@@ -104,8 +106,41 @@ def test_the_token_is_not_shown_but_how_to_see_it(monkeypatch: pytest.MonkeyPatc
     head["spec"]["containers"][0]["env"] = [{"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
     monkeypatch.setattr(FakeKubectl, "command", lambda _, *arguments: ["kubectl", *arguments])
     assert forward.token_hint(FakeKubectl(), head).endswith(
-        "kubectl get secret llm-bbbbb --namespace serving --template '{{.data.auth_token | base64decode}}'"
+        "kubectl get secret llm-bbbbb --namespace serving --template '{{index .data \"auth_token\" | base64decode}}'"
     )
+
+
+def ways(monkeypatch: pytest.MonkeyPatch, **values: Any) -> dict[str, forward.Way]:
+    monkeypatch.setattr(FakeKubectl, "command", lambda _, *arguments: ["kubectl", *arguments])
+    key = {"name": "team", "sha256": digest("sk-a-key-that-nobody-guesses")}
+    cluster = {"kind": "existing", "contexts": ["dev"], "models_path": "/m"}
+    stack = parse({"cluster": cluster, "keys": [key], "monitoring_namespace": "seen", **values}, "Pulumi.dev.yaml")
+    return {way.variable: way for way in forward.ways(stack, "llm", FakeKubectl())}
+
+
+@pytest.mark.parametrize(
+    ("seen", "variables"),
+    [
+        (None, {"PORT", "DASHBOARD"}),
+        ({"kind": "objects"}, {"PORT", "DASHBOARD"}),
+        ({"kind": "manifests"}, {"PORT", "DASHBOARD", "PROMETHEUS"}),
+        ({"kind": "chart"}, {*forward.VARIABLES}),
+    ],
+)
+def test_what_a_stack_has_is_forwarded(
+    monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any] | None, variables: set[str]
+) -> None:
+    found = ways(monkeypatch, observability=seen)
+    assert found.keys() == variables
+    for variable in variables & {"GRAFANA", "PROMETHEUS"}:
+        assert found[variable].namespace == "seen"
+
+
+@pytest.mark.parametrize("secret", [None, "ours"])
+def test_grafanas_password_is_not_shown_but_how_to_see_it(monkeypatch: pytest.MonkeyPatch, secret: str | None) -> None:
+    way = ways(monkeypatch, observability={"kind": "chart", "grafana_secret": secret})["GRAFANA"]
+    name = secret or "grafana-admin"
+    assert f'get secret {name} --namespace seen --template \'{{{{index .data "admin-password"' in way.hint
 
 
 def test_how_the_key_is_sent() -> None:

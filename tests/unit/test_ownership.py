@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from infra import versions
-from infra.config import PROJECT, Operator
+from infra.config import PROJECT, Operator, parse
+from infra.observability import prometheus
 from infra.platform import kuberay
 from scripts import ownership
 from scripts.console import Problem
@@ -55,8 +56,9 @@ class FakeKubectl(Kubectl):
         return json.dumps(found[0]) if found else ""
 
 
-def check(*items: dict[str, Any]) -> None:
-    ownership.require(FakeKubectl(*items), "dev", "serving")
+def check(*items: dict[str, Any], observability: dict[str, Any] | None = None) -> None:
+    stack = parse({"observability": observability} if observability else {}, "Pulumi.dev.yaml")
+    ownership.require(FakeKubectl(*items), "dev", stack)
 
 
 def test_a_fresh_cluster_and_what_others_have_on_it_are_fine() -> None:
@@ -104,3 +106,24 @@ def test_a_namespace_of_somebody_else_would_be_deleted_with_the_stack(name: str,
     with pytest.raises(Problem, match=f"the namespace {name} is there already") as raised:
         check(made_by("kubectl-create", namespace(name)))
     assert way_out in raised.value.fix
+
+
+MONITORED: dict[str, Any] = {"kind": "manifests", "storage": None}
+
+
+def test_the_crds_of_another_prometheus_operator_are_left_to_it() -> None:
+    crds = [made_by("helm", crd) for crd in prometheus.manifests("prometheus-crds")[:2]]
+    check(*crds)
+    check(*crds, observability={"kind": "objects"})
+    with pytest.raises(Problem, match="CRDs of a Prometheus operator are there already") as raised:
+        check(*crds, observability=MONITORED)
+    assert "set observability.kind to objects" in raised.value.fix
+
+
+def test_a_monitoring_namespace_of_somebody_else_is_only_used_for_objects() -> None:
+    there = made_by("helm", namespace("monitoring"))
+    check(there)
+    check(there, observability={"kind": "objects"})
+    with pytest.raises(Problem, match="the namespace monitoring is there already") as raised:
+        check(there, observability=MONITORED)
+    assert "set `monitoring_namespace` to another name" in raised.value.fix

@@ -35,6 +35,11 @@ INCREMENTAL = {
 }
 
 
+MANIFESTS: dict[str, Any] = {"kind": "manifests", "storage": None}
+OBJECTS = {"kind": "objects"}
+SECRET = {"name": "remote", "key": "token"}
+
+
 def key(name: str, **limits: Any) -> dict[str, Any]:
     return {"name": name, "sha256": digest(f"sk-{name}")} | limits
 
@@ -128,6 +133,40 @@ def test_without_built_in_weights_no_directory_of_the_nodes_is_needed() -> None:
         ({"clients": {"cidrs": ["10.0.0.1/8"]}}, ["clients.cidrs", "10.0.0.1/8 has host bits set", "10.0.0.0/16"]),
         ({"clients": {"cidrs": ["vpc"]}}, ["clients.cidrs", "'vpc'", "<address>/<bits>"]),
         ({"monitoring_namespace": ""}, ["monitoring_namespace", "pattern"]),
+        ({"monitoring_namespace": "serving", "observability": OBJECTS}, ["monitoring_namespace = 'serving'"]),
+        ({"observability": {"kind": "grafana"}}, ["observability", "grafana", "'chart', 'manifests', 'objects'"]),
+        ({"observability": {**OBJECTS, "retention": "1d"}}, ["observability.retention = '1d': there is no such key"]),
+        ({"observability": {"kind": "chart"}}, ["observability.kind = 'chart'", "pulls none", "kind: manifests"]),
+        (
+            {"observability": {**MANIFESTS, "alertmanager_secret": "who"}},
+            ["observability.alertmanager_secret", "pulls none", "without alertmanager_secret"],
+        ),
+        ({"observability": {"kind": "manifests"}}, ["observability.storage", "makes none", "set it to null"]),
+        ({"observability": {**MANIFESTS, "retention": "15"}}, ["observability.retention", "'15'", "(h|d|w|y)"]),
+        (
+            {"observability": {**MANIFESTS, "mirrors": {"charts": "https://mirror.example.com"}}},
+            ["observability.mirrors.charts = 'https://mirror.example.com': no chart", "kind: chart"],
+        ),
+        (
+            {"observability": {**MANIFESTS, "remote_write": [{"url": "http://m.example.com", "token": SECRET}]}},
+            ["observability.remote_write.0.url = 'http://m.example.com'", "in the clear", "https://"],
+        ),
+        (
+            {"observability": {**MANIFESTS, "remote_write": [{"url": "https://me:sesame@m.example.com"}]}},
+            ["observability.remote_write.0.url: holds a password in the clear", "username and password"],
+        ),
+        (
+            {"observability": {**MANIFESTS, "remote_write": [{"url": "m.example.com"}]}},
+            ["observability.remote_write.0.url = 'm.example.com'", "https://<host>/<path>"],
+        ),
+        (
+            {"observability": {**MANIFESTS, "remote_write": [{"url": "https://m.example.com", "password": SECRET}]}},
+            ["observability.remote_write.0.username: is missing", "set both"],
+        ),
+        (
+            {"observability": {**MANIFESTS, "remote_write": [{"url": "https://m.example.com", "token": "sesame"}]}},
+            ["observability.remote_write.0.token", "a mapping"],
+        ),
         ({"idle_timeout_seconds": 0}, ["idle_timeout_seconds", "0", "equal to 1"]),
         ({"head": {"memory_gib": 1}}, ["head.memory_gib", "1", "2"]),
         ({"namespace": "Not_A_Name"}, ["namespace", "Not_A_Name"]),

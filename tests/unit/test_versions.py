@@ -76,6 +76,11 @@ def test_go_modules() -> None:
     assert required("karpenter", "sigs.k8s.io/karpenter") == f"v{versions.KARPENTER}"
     assert required("kwok", "sigs.k8s.io/kwok") == f"v{versions.KWOK}"
     assert f"// {versions.LOAD_BALANCER_CONTROLLER}: " in go_mod("load-balancer-controller")
+    # Prometheus 3.x is the Go module 0.3xx: https://github.com/prometheus/prometheus#prometheus-code-base
+    major, minor, patch = versions.PROMETHEUS.split(".")
+    assert required("prometheus", "github.com/prometheus/prometheus") == f"v0.{major}{minor:0>2}.{patch}"
+    operator = "github.com/prometheus-operator/prometheus-operator"
+    assert required("prometheus-operator", operator) == f"v{versions.PROMETHEUS_OPERATOR}"
     assert required("coredns", "github.com/coredns/coredns") == f"v{versions.COREDNS}"
 
 
