@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
@@ -42,6 +43,9 @@ def arguments(model: LanguageModel) -> dict[str, Any]:
         chosen["gpu_memory_utilization"] = model.gpu_memory_utilization
     else:
         chosen["kv_cache_memory_bytes"] = int((engine.kv_cache_gib or KV_CACHE_GIB) * 2**30)
+    # Spans of the engine's own: docs/application.md#logs-and-traces
+    if endpoint := os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        chosen["otlp_traces_endpoint"] = endpoint
     if model.revision:
         chosen["revision"] = chosen["tokenizer_revision"] = model.revision
     return chosen | engine.extra

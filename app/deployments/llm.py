@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.llm._internal.serve.core.configs.accelerators import CPUConfig, GPUConfig
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
@@ -12,6 +13,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
+from app import tracing
 from app.deployments import engines
 from app.deployments.engines import Liveness
 from app.errors import ApiError
@@ -94,8 +96,14 @@ class LLM(LLMServer):
         assert self.engine is not None
         await self.engine.start()
 
-    async def _run_request(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        return self._liveness.noting(await super()._run_request(*args, **kwargs))
+    async def _run_request(
+        self, request: Any, *, raw_request_info: RawRequestInfo | None = None, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        if spans := tracing.headers():  # the engine's span is to be below ours, not below the client's
+            headers = raw_request_info.headers if raw_request_info else {}
+            raw_request_info = RawRequestInfo({**headers, **spans})
+        stream = await super()._run_request(request, raw_request_info=raw_request_info, **kwargs)
+        return self._liveness.noting(stream)
 
     async def answer(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         """The likeliest answer to a conversation, for deployments that cannot import vLLM's types.
