@@ -507,19 +507,23 @@ class Tracing(Strict):
         "it is /v1/traces.",
     )
 
-    @field_validator("endpoint")
-    @classmethod
-    def _endpoint_is_known(cls, endpoint: str) -> str:
-        if "@" in endpoint:
-            raise ValueError("holds a password in the clear; fix: let a collector in the cluster, without one, send on")
+    @model_validator(mode="after")
+    def _endpoint_is_known(self) -> Self:
+        if "@" in self.endpoint:
+            raise ValueError(
+                "endpoint: holds a password in the clear; fix: name a collector that asks for none, and let it send on"
+            )
         try:
-            parts = urlsplit(endpoint)
+            parts = urlsplit(self.endpoint)
             known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             known = False
         if not known:
-            raise ValueError("is no address of a collector; fix: write http://<host>:4318, the port of OTLP over HTTP")
-        return endpoint
+            raise ValueError(
+                f"endpoint = {self.endpoint!r}: is no address of a collector; fix: write http://<host>:4318, the port "
+                "of OTLP over HTTP"
+            )
+        return self
 
     @property
     def url(self) -> str:

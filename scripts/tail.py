@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 KINDS = (".log", ".out", ".err")
-BYTES = 16 << 10
+BYTES = 64 << 10
 """How much of a file's end is shown at first."""
 
 
