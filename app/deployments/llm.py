@@ -99,9 +99,9 @@ class LLM(LLMServer):
     async def _run_request(
         self, request: Any, *, raw_request_info: RawRequestInfo | None = None, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        if spans := tracing.headers():  # the engine's span is to be below ours, not below the client's
-            headers = raw_request_info.headers if raw_request_info else {}
-            raw_request_info = RawRequestInfo({**headers, **spans})
+        # The engine's span is to be below this replica's, not below the client's.
+        headers = raw_request_info.headers if raw_request_info else {}
+        raw_request_info = RawRequestInfo({**headers, **tracing.headers()})
         stream = await super()._run_request(request, raw_request_info=raw_request_info, **kwargs)
         return self._liveness.noting(stream)
 
@@ -129,7 +129,8 @@ class LLM(LLMServer):
     async def _generate_one_token(self) -> None:
         assert self.engine is not None
         answer: Any = self.engine.completions(
-            CompletionRequest(model=self._llm_config.model_id, prompt="Hello", max_tokens=1)
+            CompletionRequest(model=self._llm_config.model_id, prompt="Hello", max_tokens=1),
+            RawRequestInfo(tracing.headers()),
         )
         async for output in answer:
             # A cancelled request ends like this, too: vLLM makes an answer of it and goes on.

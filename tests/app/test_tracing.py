@@ -106,6 +106,24 @@ def test_a_request_that_nobody_traces_has_a_tree_of_its_own(
     assert [span.name.split()[0] for span in found.values() if not span.parent] == ["proxy_http_request"]
 
 
+def test_health_checks_of_engines_leave_no_span(server: Running, traces: Collector) -> None:
+    before = server.engine_count("ray_vllm_generation_tokens_total", "chat")
+    eventually(
+        "the idle engine is checked", lambda: server.engine_count("ray_vllm_generation_tokens_total", "chat") > before
+    )
+    request = str(uuid.uuid4())
+    server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers={"x-request-id": request})
+
+    def engine_spans() -> list[Span]:
+        return [one for one in traces.spans if one.name == "llm_request"]
+
+    def traced() -> bool:
+        return any(request in one.attributes["gen_ai.request.id"] for one in engine_spans())
+
+    eventually("what comes after the check is traced", traced)
+    assert not [one for one in engine_spans() if not one.parent]
+
+
 def test_no_span_holds_a_prompt(server: Running, traces: Collector) -> None:
     trace, secret = secrets.token_hex(16), f"swordfish{uuid.uuid4().hex}"
     headers = {"traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"}
