@@ -65,8 +65,8 @@ doctor: .venv-infra/.installed ## what would make `make up` of STACK fail, or do
 status: .venv-infra/.installed ## what of STACK runs, and what keeps the rest from running
 	@$(INFRA) -m scripts.status $(STACK)
 
-logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= choose by a part of the name; FOLLOW=1)
-	@$(INFRA) -m scripts.logs $(STACK) --pod "$(POD)" --what "$(WHAT)" $(if $(FOLLOW),--follow)
+logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= choose by a part of the name, REQUEST= by id; FOLLOW=1)
+	@$(INFRA) -m scripts.logs $(STACK) --pod "$(POD)" --what "$(WHAT)" --request "$(REQUEST)" $(if $(FOLLOW),--follow)
 
 forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000), Ray's DASHBOARD=8265, GRAFANA=3000, PROMETHEUS=9090 on 127.0.0.1
 	@$(INFRA) -m scripts.forward $(STACK) --port "$(PORT)" --dashboard "$(DASHBOARD)" --grafana "$(GRAFANA)" \

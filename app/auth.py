@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import keys
+from app import keys, request_log
 from app.errors import ApiError
 from app.keys import Key, KeyRing
 from app.limits import Limiter
@@ -31,6 +31,7 @@ class Client:
 
     async def spend(self, tokens: int) -> None:
         """Count tokens that a request took."""
+        request_log.note(total_tokens=tokens)
 
 
 class _KeyHolder(Client):
@@ -43,6 +44,7 @@ class _KeyHolder(Client):
         return self._key.models is None or model in self._key.models
 
     async def spend(self, tokens: int) -> None:
+        await super().spend(tokens)
         # To the end also when the client has left, and with it whoever answers.
         await asyncio.shield(self._limiter.spend(self._key, tokens))
 
@@ -58,6 +60,7 @@ def current() -> Client:
 
 def require_model(model: str) -> None:
     """ApiError (403) unless the current client may ask for a model, named without @ and :."""
+    request_log.note(model=model)
     if not current().may_use(model):
         reason = f"the API key {current().name!r} may not use the model {model!r}"
         raise ApiError(403, reason, param="model", code="model_not_allowed")
@@ -98,6 +101,7 @@ class Authenticate:
                 MutableHeaders(scope=message).update(await self._limiter.headers(key))
             await send(message)
 
+        request_log.note(tenant=key.name)
         before = _client.set(_KeyHolder(key, self._limiter))
         try:
             async with AsyncExitStack() as places:

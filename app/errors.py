@@ -150,6 +150,6 @@ class _LastResort:
         except Exception:
             if answering or scope["type"] != "http":  # too late for another answer
                 raise
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %r failed", scope["method"], scope["path"])
             response = ApiError(500, "internal error; the server's log says more").response()
             await response(scope, receive, send)

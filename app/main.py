@@ -1,5 +1,6 @@
 """The application. `serve run app.main:app` serves all of it here; a RayService has an application of each part."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import click
 from ray.serve import Application
 
 from app.builtin import BuiltinModelError
-from app.settings import GENERATE, Settings, SettingsError, load, parse, remotes
+from app.settings import GENERATE, Settings, SettingsError, environment, load, parse, remotes
 
 # The deployments are imported in functions: they import vLLM for many seconds, and a typo should be told at once.
 
@@ -21,7 +22,10 @@ def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any
 
     def built(args: dict[str, Any]) -> Application:
         try:
-            return build(load(args["settings"]) if args.keys() == {"settings"} else parse(args))
+            settings = load(args["settings"]) if args.keys() == {"settings"} else parse(args)
+            # `serve run` starts Ray after this, or within. In a cluster all processes have them already.
+            os.environ.update(environment(settings))
+            return build(settings)
         except (SettingsError, BuiltinModelError) as error:
             # The one exception that `serve run` prints as a message, without a stack trace.
             raise click.ClickException(str(error)) from None
@@ -35,7 +39,9 @@ def app(settings: Settings) -> Application:
     from app.deployments import gateway, nlp
 
     engines = _variants(settings) | _generator(settings)
-    return gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
+    every = gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
+    _log(every, settings.logging.options("text"))
+    return every
 
 
 @builder
@@ -66,6 +72,16 @@ def gateway(settings: Settings) -> Application:
     from app.deployments import gateway
 
     return gateway.deployment(settings).bind(settings, remotes(settings))
+
+
+def _log(part: Any, options: dict[str, str]) -> None:
+    """Make the deployments of an application log so, since `serve run` cannot; in a cluster the Serve config does."""
+    if isinstance(part, Application):
+        bound = part._bound_deployment = part._bound_deployment.options(logging_config=options)
+        _log([*bound.init_args, bound.init_kwargs], options)
+    elif isinstance(part, dict | list):
+        for inner in part.values() if isinstance(part, dict) else part:
+            _log(inner, options)
 
 
 def _variants(settings: Settings) -> dict[str, Application]:

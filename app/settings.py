@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -484,6 +485,58 @@ class Gateway(Strict):
     )
 
 
+class Logging(Strict):
+    """The logs of Serve's replicas and proxies. They hold neither prompts nor answers. Changes live in a cluster."""
+
+    encoding: Literal["json", "text"] | None = Field(
+        default=None, description="json or text; left out, JSON in a cluster and text where `serve run` serves all."
+    )
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level of a line.")
+
+    def options(self, encoding: Literal["json", "text"]) -> dict[str, str]:
+        """Ray's LoggingConfig; `encoding` where the settings leave it out."""
+        return {"encoding": (self.encoding or encoding).upper(), "log_level": self.level}
+
+
+class Tracing(Strict):
+    """OpenTelemetry traces of every request, from the proxy through the deployments into the engine."""
+
+    endpoint: str = Field(
+        json_schema_extra={"pattern": "^https?://[^@]+$"},
+        description="The collector, which takes OTLP over HTTP, say http://collector.monitoring:4318; without a path "
+        "it is /v1/traces.",
+    )
+
+    @model_validator(mode="after")
+    def _endpoint_is_known(self) -> Self:
+        if "@" in self.endpoint:
+            raise ValueError(
+                "endpoint: holds a password in the clear; fix: name a collector that asks for none, and let it send on"
+            )
+        try:
+            parts = urlsplit(self.endpoint)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(
+                f"endpoint = {self.endpoint!r}: is no address of a collector; fix: write http://<host>:4318, the port "
+                "of OTLP over HTTP"
+            )
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where the spans go."""
+        return self.endpoint if urlsplit(self.endpoint).path.strip("/") else f"{self.endpoint.rstrip('/')}/v1/traces"
+
+    @property
+    def port(self) -> int:
+        """The collector's port."""
+        parts = urlsplit(self.endpoint)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+
 class Settings(Strict):
     """Everything the application does."""
 
@@ -506,6 +559,8 @@ class Settings(Strict):
     rerankers: list[Reranker] = Field(default=[Reranker()], description="The models behind /v1/rerank.")
     pipeline: Pipeline | None = Field(default=Pipeline(), description="What answers /analyze; null leaves it out.")
     auth: Auth = Field(default=Auth(), description="Keys and limits.")
+    logging: Logging = Field(default=Logging(), description="How much is logged, and in which form.")
+    tracing: Tracing | None = Field(default=None, description="Where traces go; none are made when left out.")
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -736,7 +791,22 @@ def serve_config(settings: Settings) -> dict[str, Any]:
     }
     user_config = live(settings).model_dump(mode="json")
     parts.append(_application("gateway", "gateway", gateway, [{"name": "Gateway", "user_config": user_config}], "/"))
-    return {"applications": parts}
+    return {"applications": parts, "logging_config": settings.logging.options("json")}
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Environment variables of every process of Ray: its proxies know of settings by nothing else."""
+    found = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares"}
+    if settings.tracing:
+        found |= {
+            "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "app.tracing:exporter",
+            # All of them, for the collector to choose from: Ray's processes would each choose by themselves.
+            "RAY_SERVE_TRACING_SAMPLING_RATIO": "1",
+            "OTEL_SERVICE_NAME": "blueprint",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": settings.tracing.url,
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        }
+    return found
 
 
 _NOTHING: dict[str, Any] = {

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.builtin import cache_dir
 from infra.platform import kuberay
+from scripts import logs
 from scripts.console import Problem, say
 from scripts.kubectl import Kubectl
 from scripts.observe import Object, View, conditions, label, last_seen, look, target
@@ -269,7 +270,8 @@ def explain(kubernetes: Kubectl, namespace: str) -> tuple[list[Finding], str]:
                 call = ("logs", *here, name, "--container", container["name"], "--previous", "--tail", "100")
                 sections[f"{name}, {container['name']}: before it restarted"] = _try(kubernetes, *call)
         tail = ("exec", *here, name, "--", "sh", "-c", "tail -n 100 /tmp/ray/session_latest/logs/serve/*.log")
-        sections[f"Ray Serve's logs on {name}"] = _try(kubernetes, *tail)
+        said = _try(kubernetes, *tail)
+        sections[f"Ray Serve's logs on {name}"] = "\n".join(map(logs.readable, said.splitlines()))
     return found, "\n".join(f"── {title}\n{text}" for title, text in sections.items())
 
 

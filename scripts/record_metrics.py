@@ -66,7 +66,7 @@ def scraped() -> dict[str, Metric]:
 def of(shape: str) -> dict[str, Metric]:
     """What a server of this shape exports once it has been asked everything."""
     found: dict[str, Metric] = {}
-    with serve.running(cache_dir() / "serve.log", *serve.what(shape, Settings())):
+    with serve.running(cache_dir() / "serve.log", serve.environment(Settings()), *serve.what(shape, Settings())):
         with (
             step(f"asking every route of the shape {shape}"),
             httpx.Client(base_url=serve.URL, timeout=300, trust_env=False) as http,

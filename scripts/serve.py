@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from app.builtin import cache_dir
-from app.settings import Settings, SettingsError, load, serve_config
+from app.settings import Settings, SettingsError, environment, load, serve_config
 from scripts import models, packages, ports
 from scripts.console import Problem, main, say, step
 
@@ -48,17 +48,18 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
 
 
 class Server:
-    """`serve run` as a child process, with a Ray of its own; `what` is its arguments.
+    """`serve run` as a child process, with a Ray of its own; `what` is its arguments, `variables` its environment.
 
     `log` gets all it writes. Whatever else runs on this machine, Ray included, is left alone.
     """
 
-    def __init__(self, log: Path, *what: str) -> None:
+    def __init__(self, log: Path, variables: Mapping[str, str], *what: str) -> None:
         self.log = log
         self._mark = uuid.uuid4().hex
         self._started = time.monotonic()
         environment = {
             **os.environ,
+            **variables,
             MARK: self._mark,
             # Building the application makes Ray start, or join whatever Ray it finds: --address
             # would come too late.
@@ -139,9 +140,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(log: Path, *what: str) -> Iterator[Server]:
+def running(log: Path, variables: Mapping[str, str], *what: str) -> Iterator[Server]:
     """A server that answers, stopped at the end. Problem when it does not come up."""
-    server = Server(log, *what)
+    server = Server(log, variables, *what)
     try:
         server.wait_until_ready()
         yield server
@@ -256,7 +257,8 @@ def serve() -> None:
     _require_disk()
     models.ensure(settings)
     say("… Ray and vLLM")
-    with running(cache_dir() / "serve.log", *what(chosen.shape, settings, file)) as server:
+    command = what(chosen.shape, settings, file)
+    with running(cache_dir() / "serve.log", environment(settings), *command) as server:
         _say_how_to_use(server, settings)
         server.wait()
 

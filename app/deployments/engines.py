@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
-from app import builtin
+from app import builtin, tracing
 from app.settings import LanguageModel
 
 logger = logging.getLogger("ray.serve")
@@ -42,6 +43,8 @@ def arguments(model: LanguageModel) -> dict[str, Any]:
         chosen["gpu_memory_utilization"] = model.gpu_memory_utilization
     else:
         chosen["kv_cache_memory_bytes"] = int((engine.kv_cache_gib or KV_CACHE_GIB) * 2**30)
+    if endpoint := os.environ.get(tracing.ENDPOINT):
+        chosen["otlp_traces_endpoint"] = endpoint
     if model.revision:
         chosen["revision"] = chosen["tokenizer_revision"] = model.revision
     return chosen | engine.extra

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.responses import Response
 
-from app import auth, errors, routes
+from app import auth, errors, request_log, routes
 from app.deployments import engine_errors, experiment, guard
 from app.deployments.engine_errors import raise_engine_error
 from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
@@ -24,6 +24,7 @@ from app.deployments.probes import probes
 from app.errors import ApiError
 from app.handles import answering, resolve
 from app.limits import BodyLimit
+from app.request_log import RequestLog
 from app.routes import analyze, classify, embeddings, generate, health, openai, rerank
 from app.routes.openai import ChatRequest, TextRequest
 from app.settings import Live, Model, Remote, Settings, live
@@ -46,6 +47,7 @@ def deployment(settings: Settings) -> serve.Deployment:
     errors.install(api)
     engine_errors.install(api)
     api.add_middleware(BodyLimit, largest=int(gateway.max_body_mib * 2**20))
+    api.add_middleware(RequestLog)
     for module in (openai, embeddings, health):
         api.include_router(module.router, responses=errors.DOCUMENTED)
     optional = (
@@ -146,6 +148,7 @@ class Gateway(OpenAiIngress):
         how: How = "pinned"
         if variant is None:
             variant, how = self._choose(model, adapter, body, request)
+        request_log.note(variant=variant)
         served = f"{name}:{adapter}" if adapter else name
         request.state.target = Target(self._handle(model, variant), name, variant, served, how)
         for other, share in now.shadow.items():
@@ -188,12 +191,12 @@ class Gateway(OpenAiIngress):
                     measured.output()
                     if not body.stream:
                         # All is said before: Ray takes the answer and never comes back for more.
-                        outcome, usage = "ok", output.usage.model_dump()
+                        outcome, usage = "ok", _noted(output.usage.model_dump())
                         await client.spend(usage["total_tokens"])
                         yield output
                         return
                     found, kept = _usage(output if isinstance(output, list) else [output], wants_usage)
-                    usage = found or usage
+                    usage = _noted(found) if found else usage
                     if kept:
                         events += len(kept)
                         yield kept
@@ -222,6 +225,12 @@ class Gateway(OpenAiIngress):
             outcome = "ok"
         finally:
             measured.done(outcome, tokens)
+
+
+def _noted(usage: dict[str, int]) -> dict[str, int]:
+    """The usage, which the request's line in the log has as well."""
+    request_log.note(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
+    return usage
 
 
 def _names(models: list[Model]) -> list[str]:

@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
+from app import request_log, tracing
 from app.answers import Piece, Sampling
 from app.deployments import engines
 from app.deployments.engines import Liveness
@@ -65,7 +66,9 @@ class Generate:
         tokens = 0
         try:
             parameters = SamplingParams(**sampling._asdict(), output_kind=RequestOutputKind.DELTA)
-            async for output in self._engine.generate(prompt, parameters, uuid.uuid4().hex):
+            name = f"generate-{request_log.request_id() or uuid.uuid4().hex}"
+            spans = tracing.headers() or None
+            async for output in self._engine.generate(prompt, parameters, name, trace_headers=spans):
                 (choice,) = output.outputs
                 tokens += len(choice.token_ids)
                 yield Piece(choice.text, tokens, len(output.prompt_token_ids or []), choice.finish_reason)

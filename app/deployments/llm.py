@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.llm._internal.serve.core.configs.accelerators import CPUConfig, GPUConfig
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
@@ -12,6 +13,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
+from app import tracing
 from app.deployments import engines
 from app.deployments.engines import Liveness
 from app.errors import ApiError
@@ -94,8 +96,14 @@ class LLM(LLMServer):
         assert self.engine is not None
         await self.engine.start()
 
-    async def _run_request(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        return self._liveness.noting(await super()._run_request(*args, **kwargs))
+    async def _run_request(
+        self, request: Any, *, raw_request_info: RawRequestInfo | None = None, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        # The engine's span is to be below this replica's, not below the client's.
+        headers = raw_request_info.headers if raw_request_info else {}
+        raw_request_info = RawRequestInfo({**headers, **tracing.headers()})
+        stream = await super()._run_request(request, raw_request_info=raw_request_info, **kwargs)
+        return self._liveness.noting(stream)
 
     async def answer(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         """The likeliest answer to a conversation, for deployments that cannot import vLLM's types.
@@ -121,7 +129,8 @@ class LLM(LLMServer):
     async def _generate_one_token(self) -> None:
         assert self.engine is not None
         answer: Any = self.engine.completions(
-            CompletionRequest(model=self._llm_config.model_id, prompt="Hello", max_tokens=1)
+            CompletionRequest(model=self._llm_config.model_id, prompt="Hello", max_tokens=1),
+            RawRequestInfo(tracing.headers()),
         )
         async for output in answer:
             # A cancelled request ends like this, too: vLLM makes an answer of it and goes on.

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
-from app import auth
+from app import auth, request_log
 from app.answers import Piece, Sampling
 from app.errors import ApiError
 from app.handles import answering
@@ -77,6 +77,7 @@ async def _pieces(handle: Any, body: GenerateRequest, client: auth.Client) -> As
     try:
         async for piece in handle.options(stream=True).generate.remote(body.prompt, body.sampling):
             tokens = piece.prompt_tokens + piece.tokens
+            request_log.note(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
             yield piece
     finally:
         await client.spend(tokens)

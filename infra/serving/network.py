@@ -56,6 +56,8 @@ def _flows(stack: StackConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, 
         yield "gcs-cleanup", CLEANUP, redis
     if stack.serving.auth.redis_url:
         yield "redis", WORKERS, _egress([urlsplit(stack.serving.auth.redis_url).port or 6379])
+    if stack.serving.tracing:
+        yield "traces", RAY_PODS, _egress([stack.serving.tracing.port])
 
 
 def _balancers(stack: StackConfig) -> list[str]:

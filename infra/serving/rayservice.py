@@ -12,7 +12,7 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 import yaml
 
-from app.settings import Settings, serve_config
+from app.settings import Settings, environment, serve_config
 from infra import image, versions
 from infra.config import KEYS_FILE, GcsFaultTolerance, StackConfig, WorkerGroup
 from infra.platform.karpenter import place
@@ -195,6 +195,7 @@ def _pod(
                     "env": [
                         {"name": "HOME", "value": _HOME},
                         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+                        *({"name": name, "value": value} for name, value in environment(stack.serving).items()),
                     ],
                     "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
                     "resources": {

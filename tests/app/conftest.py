@@ -29,6 +29,7 @@ from app.settings import Settings, load, parse
 from scripts.metrics import scrape
 from scripts.serve import URL, marked
 from tests.app import lora
+from tests.app.collector import Collector, collector
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -260,6 +261,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def traces() -> Iterator[Collector]:
+    """What the server in a cluster's shape sends its traces to."""
+    with collector() as ours:
+        yield ours
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--both-shapes", action="store_true", help="run every test of the server in both of its shapes")
 
@@ -278,16 +286,20 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     settings: dict[str, Any],
     vllm_answers: list[str | None],
+    traces: Collector,
 ) -> Generator[Running]:
     """The server of `make serve`, once it says that it is ready: as one application, then in a cluster's shape.
 
-    In the latter it asks for keys, as every cluster does; when both are to answer the same, in the former as well.
+    In the latter it asks for keys, as every cluster does; when both are to answer the same, in the former as well. And
+    it sends traces.
     """
     directory = tmp_path_factory.mktemp(request.param)
     file, keys_file, key = directory / "settings.yaml", directory / "keys.yaml", keys.make()
     if request.param == "cluster" or request.config.getoption("both_shapes"):
         keys_file.write_text(yaml.safe_dump({"keys": [{"name": "tests", "sha256": keys.digest(key)}]}))
         settings = {**settings, "auth": {"keys_file": str(keys_file)}}
+    if request.param == "cluster":
+        settings = {**settings, "tracing": {"endpoint": traces.url}}
     file.write_text(yaml.safe_dump(settings))
     log = logs / f"serve-{request.param}.log"
     probes: list[Probe] = []
@@ -298,7 +310,8 @@ def server(
         return "Ctrl-C stops it." in log.read_text()
 
     command: list[str | Path] = [sys.executable, "-m", "scripts.serve", file, "--shape", request.param]
-    often = {"RAY_metrics_report_interval_ms": "500"}  # ten seconds otherwise, for which tests would wait
+    # Ten and five seconds otherwise, for which tests would wait.
+    often = {"RAY_metrics_report_interval_ms": "500", "OTEL_BSP_SCHEDULE_DELAY": "500"}
     with started(command, log, variables=often) as process, httpx_client(URL, key) as http:
         wait_for("make serve", announced, process)
         yield Running(URL, key, http, load(file), process, log.read_text(), probes)

@@ -36,9 +36,9 @@ class Cluster(NamedTuple):
 
     def deploy(self, settings: Settings, without: str = "") -> None:
         """Make these the settings, but leave out one application."""
-        applications = [one for one in serve_config(settings)["applications"] if one["name"] != without]
-        options = {"host": self.host, "port": self.http_port}
-        config = {"applications": applications, "http_options": options}
+        config = serve_config(settings)
+        config["applications"] = [one for one in config["applications"] if one["name"] != without]
+        config["http_options"] = {"host": self.host, "port": self.http_port}
         sent = self.dashboard.put("/api/serve/applications/", json=config)
         assert sent.status_code == 200, sent.text
 

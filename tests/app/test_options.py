@@ -4,6 +4,7 @@ A Ray without GPUs is given, through that API as KubeRay does it, a language mod
 for ever, so no engine is started, and all that Ray was told can be read. The embedding model beside it is real.
 """
 
+import json
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,4 +144,32 @@ def test_batching_changes_live(cluster: Cluster) -> None:
     ask_at_once(32)
     every_after, single_after = cluster.batches("Embeddings:real")
     assert every_after - every == single_after - single == 32
+    assert replica() == before
+
+
+def test_logging_changes_live(cluster: Cluster) -> None:
+    """The same replica writes JSON, then text."""
+
+    def line() -> str:
+        """What the gateway logs of a request."""
+        request = cluster.http.get("/v1/models").raise_for_status().headers["x-request-id"]
+        found: list[str] = []
+
+        def logged() -> bool:
+            for file in (cluster.temp_dir / "session_latest" / "logs" / "serve").glob("replica_*Gateway*"):
+                found.extend(one for one in file.read_text().splitlines() if request in one and " 200 in " in one)
+            return bool(found)
+
+        eventually("the request is logged", logged)
+        return found[0]
+
+    def replica() -> tuple[str, int]:
+        (only,) = cluster.deployments()["Gateway"]["replicas"]
+        return only["actor_id"], only["pid"]
+
+    eventually("the gateway answers", lambda: cluster.http.get("/health").status_code == 200)
+    before = replica()
+    assert json.loads(line())["deployment"] == "Gateway"
+    cluster.deploy(parse({**SETTINGS, "logging": {"encoding": "text"}}))
+    eventually("its log is text", lambda: line().startswith("INFO "))
     assert replica() == before

@@ -93,14 +93,15 @@ HUB = serving({"embeddings": [{"source": "BAAI/bge-m3", "revision": "5617a9f"}]}
 HUB_ADAPTER = serving({"models": [{"variants": [{"adapters": [ADAPTER]}]}]})
 SCALING = StackConfig(workers=[WorkerGroup(max_replicas=2)])
 REDIS = StackConfig(serving=settings.parse({"auth": {"redis_url": "rediss://cache.example.com:6380/0"}}))
+TRACES = StackConfig(serving=settings.parse({"tracing": {"endpoint": "http://collector.observe:4318"}}))
 STATE = StackConfig(gcs_fault_tolerance=GcsFaultTolerance(redis_address="state.example.com:6381"))
 OPEN = StackConfig(clients=Clients(namespaces=["gateway"], cidrs=["10.1.0.0/16"]), monitoring_namespace="observe")
 
 
 @pytest.mark.parametrize(
     "stack",
-    [LOCAL, S3, HUB, SCALING, REDIS, STATE, OPEN],
-    ids=["local", "s3", "hub", "scaling", "redis", "state", "open"],
+    [LOCAL, S3, HUB, SCALING, REDIS, TRACES, STATE, OPEN],
+    ids=["local", "s3", "hub", "scaling", "redis", "traces", "state", "open"],
 )
 def test_every_policy_is_valid_and_has_a_name_of_its_own(stack: StackConfig) -> None:
     found = policies(stack)
@@ -130,6 +131,8 @@ FLOWS = [
     ("weights from a hub", HUB, worker, internet, 443),
     ("an adapter from a hub", HUB_ADAPTER, worker, internet, 443),
     ("counts in Redis", REDIS, worker, internet, 6380),
+    ("a replica's traces", TRACES, worker, internet, 4318),
+    ("the head's traces", TRACES, head, internet, 4318),
     ("the head's state in Redis", STATE, head, internet, 6381),
     ("… which is deleted after it", STATE, cleanup, internet, 6381),
 ]
@@ -164,6 +167,7 @@ CLOSED = [
     ("a worker to the head's state", STATE, worker, internet, 6381),
     ("what deletes that state to anything else", STATE, cleanup, internet, 443),
     ("the head to Redis without any", LOCAL, head, internet, 6381),
+    ("traces where none are made", LOCAL, worker, internet, 4318),
     ("Ray's pods to anything else in kube-system", LOCAL, worker, End("kube-system"), 443),
     ("Ray's pods to DNS elsewhere", LOCAL, worker, internet, 53),
 ]

@@ -73,6 +73,16 @@ def test_the_gateway_keeps_what_else_the_stack_says_of_auth() -> None:
     assert (auth.keys_file, auth.redis_url) == (KEYS_FILE, "rediss://redis:6379/0")
 
 
+def test_head_and_workers_have_the_applications_environment() -> None:
+    tracing = {"tracing": {"endpoint": "http://collector:4318"}}
+    stack = StackConfig(serving=settings.parse(tracing), workers=[WorkerGroup(), GPUS])
+    cluster = rayservice("llm", stack)["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert settings.environment(stack.serving).items() <= variables.items()
+
+
 TEAM = Key(name="team", sha256=keys.digest("sk-a-key-that-nobody-guesses"))
 
 

@@ -1,5 +1,6 @@
 """`make logs`: the script that runs in the pods, for real; and how its lines are told apart, with a fake kubectl."""
 
+import json
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ def test_of_a_long_file_the_end_is_shown(directory: Path, capsys: pytest.Capture
 
 @pytest.fixture
 def following(directory: Path) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", Path(tail.__file__).read_text(), str(directory), "serve/", "follow"]
+    command = [sys.executable, "-c", Path(tail.__file__).read_text(), str(directory), "serve/", "follow", ""]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
@@ -90,18 +91,46 @@ def stack(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
 
 @pytest.mark.usefixtures("stack")
 def test_each_line_says_where_it_is_from(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.logs("local", "", logs.SERVE, follow=False)
+    logs.logs("local", "", logs.SERVE, "", follow=False)
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "llm-head controller.log | three"
     assert {line.split()[0] for line in lines} == {"llm-head", "llm-worker"}
 
 
 @pytest.mark.usefixtures("stack")
+def test_a_request_is_found_however_long_ago_it_was(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entry = {"asctime": "2026-11-29 01:02:03,004", "levelname": "INFO", "message": "GET / 200", "request_id": "req-7"}
+    later = "x" * 99 + "\n"
+    (directory / "serve" / "replica_chat.log").write_text(f"{json.dumps(entry)}\n{later * 1000}")
+    logs.logs("local", "head", logs.SERVE, "req-7", follow=False)
+    assert capfd.readouterr().out == "llm-head replica_chat.log | INFO 2026-11-29 01:02:03,004 req-7 -- GET / 200\n"
+
+
+ENTRY = {"asctime": "now", "levelname": "ERROR", "message": "it failed", "deployment": "Gateway", "lineno": 7}
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        (json.dumps(ENTRY), "ERROR now -- it failed"),
+        (json.dumps({**ENTRY, "request_id": "req-7"}), "ERROR now req-7 -- it failed"),
+        (
+            json.dumps({**ENTRY, "exc_text": "Traceback …\nKeyError: 3"}),
+            "ERROR now -- it failed\nTraceback …\nKeyError: 3",
+        ),
+        *((line, line) for line in ("", "some text", "3", "[]", '{"other": "json"}', '{"cut off', "null")),
+    ],
+)
+def test_json_is_shown_as_text(line: str, read: str) -> None:
+    assert logs.readable(line) == read
+
+
+@pytest.mark.usefixtures("stack")
 def test_pods_are_chosen_by_a_part_of_their_name(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.logs("local", "work", "raylet", follow=False)
+    logs.logs("local", "work", "raylet", "", follow=False)
     assert capfd.readouterr().out == "llm-worker raylet.log | four\n"
     with pytest.raises(Problem, match="no Ray pod of stack local runs whose name contains 'wrok'") as raised:
-        logs.logs("local", "wrok", "raylet", follow=False)
+        logs.logs("local", "wrok", "raylet", "", follow=False)
     assert "make status" in raised.value.fix
 
 
@@ -119,7 +148,7 @@ def test_a_pod_that_comes_later_is_followed_too(
 
     monkeypatch.setattr(logs, "look", look)
     monkeypatch.setattr(logs, "LOOK_EVERY", 0.5)
-    logs.logs("local", "", "raylet", follow=True)
+    logs.logs("local", "", "raylet", "", follow=True)
     deadline, said = time.monotonic() + LONG, ""
     while said.count("four") < 2 and time.monotonic() < deadline:
         said += capfd.readouterr().out

@@ -31,6 +31,7 @@ from app.settings import (
     SettingsError,
     Variant,
     demands,
+    environment,
     live,
     load,
     parse,
@@ -607,6 +608,19 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (auth(keys=[]), "auth.keys = []: there is no such key", "keys_file"),
     (auth(redis_url="http://host"), "auth.redis_url = 'http://host': is no address of Redis", "redis://host:6379/0"),
     (auth(redis_url="redis://me:secret@host"), "auth.redis_url: holds a password in the clear", "REDIS_PASSWORD"),
+    ({"logging": {"encoding": "xml"}}, "logging.encoding = 'xml'", "'json' or 'text'"),
+    ({"logging": {"level": "LOUD"}}, "logging.level = 'LOUD'", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+    ({"logging": {"log_level": "DEBUG"}}, "logging.log_level = 'DEBUG': there is no such key", "did you mean level?"),
+    ({"tracing": {}}, "tracing.endpoint: is missing", "add it"),
+    *(
+        ({"tracing": {"endpoint": wrong}}, f"tracing.endpoint = '{wrong}': is no address of a collector", ":4318")
+        for wrong in ("collector:4318", "grpc://collector:4317", "http://", "http://collector:0", "http://host:x")
+    ),
+    (
+        {"tracing": {"endpoint": "http://me:secret@host:4318"}},
+        "tracing.endpoint: holds a password in the clear",
+        "a collector that asks for none",
+    ),
 ]
 
 
@@ -902,6 +916,42 @@ def applications(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_it_is_plain_data() -> None:
     rendered = serve_config(parse(MANY))
     assert yaml.safe_load(yaml.safe_dump(rendered)) == rendered
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, {"encoding": "JSON", "log_level": "INFO"}),
+        ({"encoding": "text", "level": "DEBUG"}, {"encoding": "TEXT", "log_level": "DEBUG"}),
+    ],
+)
+def test_a_cluster_logs_json_unless_told_otherwise(given: dict[str, str], options: dict[str, str]) -> None:
+    assert serve_config(parse({"logging": given}))["logging_config"] == options
+
+
+def test_logging_and_tracing_restart_no_application() -> None:
+    told = {"logging": {"level": "DEBUG"}, "tracing": {"endpoint": "http://collector:4318"}}
+    assert applications({**MANY, **told}) == applications(MANY)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url", "port"),
+    [
+        ("http://collector:4318", "http://collector:4318/v1/traces", 4318),
+        ("http://collector:4318/", "http://collector:4318/v1/traces", 4318),
+        ("https://traces.example.com/otlp", "https://traces.example.com/otlp", 443),
+        ("http://collector", "http://collector/v1/traces", 80),
+    ],
+)
+def test_where_traces_go(endpoint: str, url: str, port: int) -> None:
+    settings = parse({"tracing": {"endpoint": endpoint}})
+    assert settings.tracing
+    assert settings.tracing.port == port
+    assert environment(settings)["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == url
+
+
+def test_nothing_is_traced_unless_told_to() -> None:
+    assert not [name for name in environment(parse({})) if "TRAC" in name or "OTEL" in name]
 
 
 def test_what_changes_alone_is_an_application_of_its_own() -> None:
