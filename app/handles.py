@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -12,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from app.errors import ApiError
 from app.settings import Remote
 
+T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
 RESTART_SECONDS = 30
@@ -27,6 +29,42 @@ def resolve(handle: DeploymentHandle | Remote) -> DeploymentHandle:
     if isinstance(handle, Remote):
         return DeploymentHandle(handle.deployment, handle.application)
     return handle
+
+
+async def once_more(call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """What a handle's method answers. When the replica dies meanwhile, another one is asked, or the one that comes.
+
+    Once: a request that kills replicas must not get all of them.
+    """
+    try:
+        return await call(*arguments)
+    except Exception as error:
+        _require_death(error)
+    return await call(*arguments)
+
+
+async def begun_once_more(call: Callable[..., AsyncIterable[T]], *arguments: Any) -> AsyncGenerator[T]:
+    """The same of a method that streams, as long as nothing has come."""
+    begun = False
+    try:
+        async for output in call(*arguments):
+            begun = True
+            yield output
+        return
+    except Exception as error:
+        if begun:
+            raise
+        _require_death(error)
+    async for output in call(*arguments):
+        yield output
+
+
+def _require_death(error: Exception) -> None:
+    """Raise the error unless it says that the replica which was asked is no more, or one that it had asked."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, RayActorError):
+        raise error
+    logger.warning("a replica died with a request, which another one gets: %r", cause)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from app.deployments.engine_errors import raise_engine_error
 from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
 from app.deployments.probes import probes
 from app.errors import ApiError
-from app.handles import answering, resolve
+from app.handles import answering, begun_once_more, resolve
 from app.limits import BodyLimit
 from app.request_log import RequestLog
 from app.routes import analyze, classify, embeddings, generate, health, openai, rerank
@@ -185,8 +185,9 @@ class Gateway(OpenAiIngress):
         usage: dict[str, int] = {}
         events = 0
         try:
+            method = getattr(target.handle.options(stream=True), call_method)
             with answering(target.model):
-                async for output in getattr(target.handle.options(stream=True), call_method).remote(asked, info):
+                async for output in begun_once_more(method.remote, asked, info):
                     raise_engine_error(output)
                     measured.output()
                     if not body.stream:

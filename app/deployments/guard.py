@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import ApiError
-from app.handles import RESTART_SECONDS
+from app.handles import RESTART_SECONDS, once_more
 from app.settings import Classifier, Guard
 
 logger = logging.getLogger("ray.serve")
@@ -27,7 +27,7 @@ async def require_safe(
     parts = [window for text in texts for window in _windows(text, classifier.max_tokens)]
     try:
         async with asyncio.timeout(GUARD_SECONDS):
-            found = await handle.classify.remote(parts)
+            found = await once_more(handle.classify.remote, parts)
     except Exception as error:
         logger.warning("the guard %s failed: %r", classifier.name, error)
         if guard.on_failure == "open":

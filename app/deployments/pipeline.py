@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from app import builtin
 from app.deployments.classification import Scores, best
 from app.errors import ApiError
-from app.handles import answering, resolve
+from app.handles import answering, once_more, resolve
 from app.settings import ANALYZE, EmbeddingModel, Remote, Settings, Stage
 
 logger = logging.getLogger("ray.serve")
@@ -140,7 +140,7 @@ class Summary:
         """
         messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
         with answering(self._model):
-            return await self._engine.answer.remote(messages, self._max_tokens)
+            return await once_more(self._engine.answer.remote, messages, self._max_tokens)
 
 
 class Analyze:
@@ -161,7 +161,7 @@ class Analyze:
 
     async def analyze(self, text: str) -> Analysis:
         """Run the stages, sentiment and summary at the same time. Only what fails in the first is raised."""
-        prepared: Prepared = await self._preprocess.prepare.remote(text)
+        prepared: Prepared = await once_more(self._preprocess.prepare.remote, text)
         errors: list[Failure] = []
         sentiment, summary = await asyncio.gather(
             _caught("sentiment", self._feel(prepared), errors), _caught("summary", self._summarize(prepared), errors)
@@ -177,14 +177,14 @@ class Analyze:
 
     async def _feel(self, prepared: Prepared) -> Sentiment:
         scores: Scores
-        (scores,) = await self._sentiment.classify.remote([prepared.text])
+        (scores,) = await once_more(self._sentiment.classify.remote, [prepared.text])
         label = best(scores)
         return Sentiment(label=label, score=scores[label])
 
     async def _summarize(self, prepared: Prepared) -> str | None:
         if self._summary is None or prepared.words < self._min_words:
             return None
-        return await self._summary.summarize.remote(prepared.text)
+        return await once_more(self._summary.summarize.remote, prepared.text)
 
 
 async def _caught(stage: str, result: Awaitable[T], errors: list[Failure]) -> T | None:

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from app.answers import Embedded
 from app.deployments import batching
+from app.handles import once_more
 from app.settings import Batching, Reranker, SettingsError
 from app.validation import validate
 
@@ -82,6 +83,6 @@ class Cosines:
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Relevance:
         """(1 + cosine) / 2 of the query's and each document's vector; what is too long for the model is cut off."""
-        embedded: Embedded = await self._embeddings.embed.remote([query, *documents], -1)
+        embedded: Embedded = await once_more(self._embeddings.embed.remote, [query, *documents], -1)
         cosines = embedded.vectors[1:] @ embedded.vectors[0]
         return Relevance(np.clip((1 + cosines) / 2, 0, 1).tolist(), embedded.tokens)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from app import auth
 from app.deployments.pipeline import Analysis
 from app.errors import ApiError
-from app.handles import answering
+from app.handles import answering, once_more
 from app.routes import Current, examples, require_characters
 from app.settings import ANALYZE
 
@@ -54,6 +54,6 @@ async def analyze(body: AnalyzeRequest, gateway: Current) -> Analysis:
     if gateway.settings.summariser is not None:
         await gateway.require_safe(gateway.settings.summariser, "text", lambda: [body.text])
     with answering("analyze"):
-        done: Analysis = await gateway.handles[ANALYZE].analyze.remote(body.text)
+        done: Analysis = await once_more(gateway.handles[ANALYZE].analyze.remote, body.text)
     await auth.current().spend(done.tokens)
     return done

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.deployments.classification import Scores, best
-from app.handles import answering
+from app.handles import answering, once_more
 from app.routes import Current, chosen, examples, require_texts
 from app.settings import Classifier
 
@@ -112,4 +112,4 @@ async def moderate(body: ModerationRequest, gateway: Current) -> ModeratedList:
 
 async def _classify(gateway: Current, classifier: Classifier, texts: list[str]) -> list[Scores]:
     with answering(classifier.name):
-        return await gateway.handles[classifier.deployment].classify.remote(texts)
+        return await once_more(gateway.handles[classifier.deployment].classify.remote, texts)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from app import auth
 from app.answers import Embedded
 from app.errors import ApiError
-from app.handles import answering
+from app.handles import answering, once_more
 from app.routes import Current, chosen, examples, require_texts
 
 router = APIRouter()
@@ -86,7 +86,7 @@ async def embed(body: EmbeddingsRequest, gateway: Current) -> VectorList:
     name = chosen(body.model, models)
     handle = gateway.handles[models[name].deployment]
     with answering(name):
-        done: Embedded = await handle.embed.remote(body.texts, body.truncate_prompt_tokens)
+        done: Embedded = await once_more(handle.embed.remote, body.texts, body.truncate_prompt_tokens)
     await auth.current().spend(done.tokens)
     width = done.vectors.shape[1]
     if body.dimensions not in (None, width):

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from app import auth, request_log
 from app.answers import Piece, Sampling
 from app.errors import ApiError
-from app.handles import answering
+from app.handles import answering, begun_once_more
 from app.routes import Current, examples, require_characters
 from app.settings import GENERATE
 
@@ -73,9 +73,9 @@ async def generate(body: GenerateRequest, gateway: Current) -> Any:
 
 
 async def _pieces(handle: Any, body: GenerateRequest, client: auth.Client) -> AsyncGenerator[Piece, None]:
-    tokens = 0
+    tokens, method = 0, handle.options(stream=True).generate
     try:
-        async for piece in handle.options(stream=True).generate.remote(body.prompt, body.sampling):
+        async for piece in begun_once_more(method.remote, body.prompt, body.sampling):
             tokens = piece.prompt_tokens + piece.tokens
             request_log.note(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
             yield piece

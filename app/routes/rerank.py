@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from app import auth
 from app.deployments.rerank import Relevance
-from app.handles import answering
+from app.handles import answering, once_more
 from app.routes import Current, chosen, examples, require_texts
 
 MOST_DOCUMENTS = 1000
@@ -96,7 +96,7 @@ async def rerank(body: RerankRequest, gateway: Current) -> RankedList:
     handle = gateway.handles[rerankers[name].deployment]
     texts = body.texts
     with answering(name):
-        found: Relevance = await handle.rerank.remote(body.query, texts)
+        found: Relevance = await once_more(handle.rerank.remote, body.query, texts)
     await auth.current().spend(found.tokens)
     order = sorted(range(len(texts)), key=lambda index: -found.scores[index])[: body.top_n]
     results = [
