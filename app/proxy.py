@@ -1,14 +1,15 @@
-"""What Serve's HTTP proxies do with a request before all else: the ids by which it is found in logs and traces.
+"""What Serve's HTTP proxies do with a request before all else: ids for logs and traces, and connections that end.
 
 Ray answers every request with the header x-request-id, errors and streams too, and writes that id on each log line of
 each replica that works on the request. It takes whatever the client has sent as such.
 """
 
 import re
+import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/@~-]{1,128}")
 """A UUID, a ULID, base64, an AWS trace id; nothing that ends a line of a log, or looks like another part of one."""
@@ -18,7 +19,46 @@ NOT_SAMPLED = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][02468a
 
 def middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray puts it around its own middleware."""
-    return [Middleware(Ids)]
+    return [Middleware(Connections), Middleware(Ids)]
+
+
+CONNECTION_S = 15.0
+"""How old a connection becomes."""
+FORGOTTEN_S = 300.0
+"""After so long a connection is gone: it was told to end, or Ray has ended it for having been idle for 90 s."""
+
+
+class Connections:
+    """ASGI middleware: the answer on an old connection says that it is the last one.
+
+    A Kubernetes Service decides for each new connection, and never again. Clients that keep theirs, as all good ones
+    do, would stay with the old Ray cluster of an upgrade until its end, and some request of theirs be under way then:
+    https://github.com/ray-project/kuberay/issues/4799. An Ingress or load balancer knows better, and does not mind.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._since: dict[object, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._age(scope.get("client")) < CONNECTION_S:
+            await self._app(scope, receive, send)
+            return
+        self._since.pop(scope.get("client"), None)
+
+        async def ending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, ending)
+
+    def _age(self, client: object) -> float:
+        """Seconds since the first request on the connection from this address and port."""
+        now = time.monotonic()
+        while self._since and now - next(iter(self._since.values())) > FORGOTTEN_S:
+            del self._since[next(iter(self._since))]
+        return now - self._since.setdefault(client, now)
 
 
 class Ids:

@@ -22,11 +22,14 @@ END_S = 10
 LEFT_ALONE_S = 60
 """How long KubeRay by itself leaves the old Ray cluster of an upgrade alone, when requests have their way to the new
 one."""
+OLD_CONNECTIONS_S = 20
+"""In which requests still come to it, on connections from before (app/proxy.py), and some time for Kubernetes' nodes to
+learn of the change."""
 
 
 def deletion_delay_seconds(stack: StackConfig) -> int:
     """How long the old Ray cluster of an upgrade goes on with what it has begun, before all its pods end at once."""
-    return max(LEFT_ALONE_S, math.ceil(longest_shutdown_s(stack.serving)))
+    return max(LEFT_ALONE_S, OLD_CONNECTIONS_S + math.ceil(longest_shutdown_s(stack.serving)))
 
 
 def drain(worker: dict[str, Any], stack: StackConfig) -> None:

@@ -292,9 +292,9 @@ PATIENT = {"graceful_shutdown_timeout_s": 299.5}
     ("values", "drain", "grace", "delay"),
     [
         ({}, "50", 60, 60),
-        ({"models": [{"variants": [{}, {"name": "canary", "scaling": PATIENT}]}]}, "330", 340, 300),
-        ({"gateway": {"scaling": PATIENT}}, "330", 340, 300),
-        ({"pipeline": {"summary": {"scaling": PATIENT}}}, "330", 340, 300),
+        ({"models": [{"variants": [{}, {"name": "canary", "scaling": PATIENT}]}]}, "330", 340, 320),
+        ({"gateway": {"scaling": PATIENT}}, "330", 340, 320),
+        ({"pipeline": {"summary": {"scaling": PATIENT}}}, "330", 340, 320),
     ],
     ids=["default", "a variant", "the gateway", "a stage of the pipeline"],
 )
