@@ -13,8 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost prices doctor up status \
-  logs forward down test aws setup-docker remove-docker engine e2e karpenter check tools image push lock schema \
-  record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
+  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade karpenter check tools image push lock \
+  schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ engine: .venv-infra/.installed ## the real Pulumi engine on the program and its 
 
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
 	$(INFRA) -m pytest --capture=no tests/e2e
+
+e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, and what clients saw of them, into RESULTS
+	$(INFRA) -m pytest --capture=no tests/e2e/upgrades --runs $(or $(RUNS),1) $(if $(RESULTS),--results $(RESULTS))
 
 karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
 	$(INFRA) -m pytest --capture=no tests/karpenter

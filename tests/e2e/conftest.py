@@ -4,6 +4,7 @@ Each directory is a scenario, and any can be run alone: `pytest tests/e2e/gpus`.
 """
 
 import subprocess
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from tests.ports import free_port
 
 SCENARIOS = Path(__file__).parent
 ORDER = [
-    *("up", "operate", "interrupted", "changes", "observability", "broken", "operator", "autoscaler", "gpus"),
+    *("up", "operate", "interrupted", "changes", "observability", "upgrades", "kills"),
+    *("broken", "operator", "autoscaler", "gpus"),
     "down",
 ]
 """Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""
@@ -93,6 +95,15 @@ class Stack:
             self._is_up = config
         return done
 
+    def up_without_its_image(self, **config: Any) -> subprocess.CompletedProcess[str]:
+        """`up` with an image that is nowhere: `make up` puts every image on a native node, and this leaves that out."""
+        self._is_up = None
+        self.configure(**config, image={"repository": "registry.invalid/none"})
+        script = f"from scripts import up; up.prepare_native = lambda stack: None; up.main(lambda: up.up({NAME!r}))"
+        failed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900)
+        print(failed.stdout, failed.stderr)
+        return failed
+
     def require(self, **config: Any) -> None:
         """`make up` with these keys, unless the last one had them: where a scenario begins, which may run alone."""
         if self._is_up != config:
@@ -122,6 +133,16 @@ class Stack:
         return subprocess.CompletedProcess(command, code, "".join(lines), "")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runs", type=int, default=1, help="how often a test under load is made")
+    parser.addoption("--results", type=Path, help="where to put what became of the load")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "run" in metafunc.fixturenames:
+        metafunc.parametrize("run", range(metafunc.config.option.runs))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scenarios = {SCENARIOS / name: place for place, name in enumerate(ORDER)}
     items.sort(key=lambda item: scenarios.get(item.path.parent, -1))
@@ -141,6 +162,12 @@ def pytest_runtest_makereport(
         namespace = getattr(getattr(item, "module", None), "NAMESPACE", config.namespace)
         print(diagnose.explain(connect(config.cluster), namespace)[1])
     return report
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Path | None:
+    """A file for what became of the load; a line each."""
+    return request.config.getoption("results")
 
 
 @pytest.fixture(scope="session")

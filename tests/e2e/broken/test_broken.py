@@ -1,15 +1,12 @@
 """Changes that cannot work: `up` fails with the reason, what served goes on, and the next good `up` mends it."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from infra.config import ROOT
 from scripts.kubectl import Kubectl
-from tests.e2e.conftest import NAME, Stack, chat, growing
+from tests.e2e.conftest import Stack, chat, growing
 
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 2}
 
@@ -45,11 +42,7 @@ def test_a_model_that_is_not_there(stack: Stack, client: httpx.Client) -> None:
 
 
 def test_an_image_that_is_not_there(stack: Stack, client: httpx.Client) -> None:
-    """`make up` puts every image on a native node, so this leaves that out, as a registry without the image would."""
-    stack.configure(**growing(), image={"repository": "registry.invalid/none"})
-    script = f"from scripts import up; up.prepare_native = lambda stack: None; up.main(lambda: up.up({NAME!r}))"
-    failed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900)
-    print(failed.stdout, failed.stderr)
+    failed = stack.up_without_its_image(**growing())
     assert failed.returncode != 0
     assert "ErrImagePull" in failed.stderr or "ImagePullBackOff" in failed.stderr
     assert "registry.invalid/none" in failed.stderr
