@@ -41,13 +41,22 @@ LONG = {
     "stream": True,
 }
 KEY = "LOAD_API_KEY"
-SENTIMENT = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}}
+TWO = {"scaling": {"num_replicas": 2}}
 
 
-def serving(seed: int = 0, **classifier: Any) -> dict[str, Any]:
-    """`serving` of a stack for this load: a classifier, and a language model whose canary has this seed."""
+def serving(seed: int = 0) -> dict[str, Any]:
+    """A language model whose canary has this seed, a classifier, and two of each that need no core of their own."""
     models = [chat(weights=(1, 0), canary={"engine": {"seed": seed}})]
-    return little(models=models, embeddings=[], classifiers=[SENTIMENT | classifier])
+    classifier = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}, **TWO}
+    return little(models=models, embeddings=[], classifiers=[classifier], gateway=TWO)
+
+
+STACK: dict[str, Any] = {
+    "serving": serving(),
+    "head": {"memory_gib": 4},
+    "workers": [{"name": "cpu", "min_replicas": 2, "max_replicas": 2, "memory_gib": 9}],
+}
+"""Keys of a stack for this load: two workers, so that one can go."""
 
 
 @dataclass

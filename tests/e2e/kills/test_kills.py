@@ -18,7 +18,7 @@ from infra.platform import kuberay
 from scripts.kubectl import Kubectl
 from scripts.observe import look
 from tests.e2e.conftest import Stack
-from tests.e2e.load import Lost, loaded, serving
+from tests.e2e.load import STACK, Lost, loaded
 
 NAMESPACE = StackConfig().namespace
 CALM_S = 15
@@ -26,13 +26,8 @@ CALM_S = 15
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_of_each(stack: Stack, kubernetes: Kubectl) -> None:
-    """Two workers, each with a way in; one has the language model, and both have the classifier."""
-    stack.require(
-        serving=serving(scaling={"num_replicas": 2}) | {"gateway": {"scaling": {"num_replicas": 2}}},
-        head={"memory_gib": 4},
-        workers=[{"name": "cpu", "min_replicas": 2, "max_replicas": 2, "memory_gib": 8}],
-    )
+def up(stack: Stack, kubernetes: Kubectl) -> None:
+    stack.require(**STACK)
 
 
 def workers(kubernetes: Kubectl) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from infra.config import StackConfig
 from scripts.kubectl import Kubectl
 from tests.e2e.conftest import Stack
-from tests.e2e.load import loaded, serving
+from tests.e2e.load import STACK, loaded, serving
 
 NAMESPACE = StackConfig().namespace
 
@@ -22,9 +22,8 @@ NAMESPACE = StackConfig().namespace
 @pytest.fixture(scope="module")
 def keys(stack: Stack, deployed: Any) -> dict[str, Any]:
     """Of the stack as it is up; a change puts its own into them."""
-    keys = {"serving": serving(seed=0), "head": {"memory_gib": 4}, "workers": [{"name": "cpu", "max_replicas": 1}]}
-    stack.require(**keys)
-    return keys
+    stack.require(**STACK)
+    return dict(STACK)
 
 
 def clusters(kubernetes: Kubectl) -> set[str]:
@@ -55,12 +54,16 @@ def cluster(stack: Stack, keys: dict[str, Any], run: int) -> None:
 
 def workers(stack: Stack, keys: dict[str, Any], run: int) -> None:
     """Another size of a worker group, which is another Ray cluster, too."""
-    up(stack, keys, workers=[{"name": "cpu", "max_replicas": 2 - run % 2}])
+    up(stack, keys, workers=[{**STACK["workers"][0], "max_replicas": 3 - run % 2}])
 
 
 def broken_image(stack: Stack, keys: dict[str, Any], _: int) -> None:
     """An image that cannot be had: `up` fails, and the next good one takes the second Ray cluster away."""
-    assert stack.up_without_its_image(**keys).returncode != 0
+    failed = stack.up_without_its_image(**keys)
+    assert failed.returncode != 0
+    assert "ErrImagePull" in failed.stderr or "ImagePullBackOff" in failed.stderr
+    assert "registry.invalid/none" in failed.stderr
+    assert "Traceback" not in failed.stderr
     up(stack, keys)
 
 
