@@ -20,7 +20,7 @@ from scripts.kubectl import Kubectl, connect
 from tests.ports import free_port
 
 SCENARIOS = Path(__file__).parent
-ORDER = ["up", "operate", "interrupted", "changes", "broken", "operator", "autoscaler", "gpus", "down"]
+ORDER = ["up", "operate", "interrupted", "changes", "broken", "operator", "autoscaler", "network", "gpus", "down"]
 """Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""
 NAME = "e2e"
 """Of the stack: a copy of `local`, which the scenarios change."""
