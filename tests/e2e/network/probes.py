@@ -63,7 +63,7 @@ def pod(namespace: str, name: str, labels: Mapping[str, str] | None = None) -> d
                     "imagePullPolicy": "Never",
                     "securityContext": RESTRICTED,
                     # A quota wants them.
-                    "resources": {"limits": {"cpu": "10m", "memory": "16Mi"}},
+                    "resources": {"limits": {"cpu": "10m", "memory": "32Mi"}},
                 }
             ],
         },

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from infra.clusters import LOCAL_KEY
+from infra.clusters import LOCAL_KEY, NativeCluster
 from infra.config import StackConfig
+from infra.platform import kuberay
 from infra.serving.network import DASHBOARD_PORT
 from infra.serving.pods import SERVE_PORT
 from scripts.cluster.layout import API_SERVICE_IP
-from scripts.kubectl import Kubectl
+from scripts.console import Problem
+from scripts.kubectl import Kubectl, connect
 from tests.e2e.conftest import Stack, growing
 from tests.e2e.network.enforcer import enforced
 from tests.e2e.network.probes import Place, apply, namespace, place, pod, until_there
@@ -50,9 +52,14 @@ def ray_pods(kubernetes: Kubectl) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def places(stack: Stack, kubernetes: Kubectl) -> Iterator[dict[str, Place]]:
-    """The networks of a Ray cluster that has come up under its policies, of a client and of somebody else."""
+def kubernetes(stack: Stack) -> Kubectl:
     stack.require(**growing(), clients={"namespaces": [CLIENTS]})
+    return connect(NativeCluster())
+
+
+@pytest.fixture(scope="module")
+def places(kubernetes: Kubectl) -> Iterator[dict[str, Place]]:
+    """The networks of a Ray cluster that has come up under its policies, of a client and of somebody else."""
     (before,) = kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]
     with enforced(kubernetes), ExitStack() as end:
         kubernetes("delete", "raycluster", before["metadata"]["name"], "--namespace", NAMESPACE, timeout=120)
@@ -73,6 +80,15 @@ def places(stack: Stack, kubernetes: Kubectl) -> Iterator[dict[str, Place]]:
 def test_a_client_is_served_through_the_service(places: dict[str, Place], kubernetes: Kubectl) -> None:
     service = kubernetes.get("service", "llm-serve-svc", "--namespace", NAMESPACE)["spec"]["clusterIP"]
     assert places[CLIENTS].run(_ASK, f"http://{service}:{SERVE_PORT}/v1/embeddings", LOCAL_KEY) == "384"
+
+
+def test_the_operator_has_rights_in_the_stacks_namespace_only(kubernetes: Kubectl) -> None:
+    operator = f"--as=system:serviceaccount:{kuberay.NAMESPACE}:kuberay-operator"
+    mine = kubernetes("auth", "can-i", "list", "secrets", "--namespace", NAMESPACE, operator)
+    assert mine.strip() == "yes"
+    for what in (("list", "secrets", "--all-namespaces"), ("create", "pods", "--namespace", "default")):
+        with pytest.raises(Problem):  # by its exit status
+            kubernetes("auth", "can-i", *what, operator)
 
 
 def test_the_autoscaler_reaches_the_api_server(places: dict[str, Place]) -> None:
