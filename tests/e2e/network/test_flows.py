@@ -149,7 +149,7 @@ def test_every_policy_has_a_flow_here() -> None:
     assert {flow.policy for flow in FLOWS} == POLICIES.keys() - {"deny-all"}
 
 
-@pytest.mark.parametrize("flow", FLOWS, ids=str)
+@pytest.mark.parametrize("flow", FLOWS, ids=[" ".join(map(str, flow)) for flow in FLOWS])
 def test_a_flow_is_open_by_its_policy_alone(places: dict[str, Place], kubernetes: Kubectl, flow: Flow) -> None:
     source, target = places[flow.source], places[flow.target].address
     until(f"{flow} with its policy", source, "open", target, flow.port, flow.protocol)
