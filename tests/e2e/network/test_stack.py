@@ -60,12 +60,13 @@ def kubernetes(stack: Stack) -> Kubectl:
 @pytest.fixture(scope="module")
 def places(kubernetes: Kubectl) -> Iterator[dict[str, Place]]:
     """The networks of a Ray cluster that has come up under its policies, of a client and of somebody else."""
-    (before,) = kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]
     with enforced(kubernetes), ExitStack() as end:
-        kubernetes("delete", "raycluster", before["metadata"]["name"], "--namespace", NAMESPACE, timeout=120)
+        where = ("--namespace", NAMESPACE)
+        # With its pods: until they are gone, they look ready.
+        kubernetes("delete", "rayclusters", "--all", *where, "--cascade=foreground", timeout=300)
         begun = time.monotonic()
         while (pods := ray_pods(kubernetes)).keys() != {"head", "worker"}:
-            assert time.monotonic() - begun < 400, kubernetes("get", "pods", "--namespace", NAMESPACE)
+            assert time.monotonic() - begun < 400, kubernetes("get", "pods", *where)
             time.sleep(1)
         print(f"another Ray cluster, under its policies: ready after {time.monotonic() - begun:.0f} s")
         homes = [CLIENTS, "elsewhere"]
