@@ -10,6 +10,7 @@ about the packages. What a team has looked at and accepts is in pyproject.toml, 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from scripts.console import Problem, main, say, table
 LOCKS = ("cpu", "gpu", "infra")
 """Two images, and what deploys them. dev.txt is cpu.txt, with what only tests use."""
 NO_DATA = 3
+_NO_ANSWER = re.compile(r"requests\.exceptions\.|pip_audit\._service\.|your network may be blocking")
 
 
 class NoData(Exception):
@@ -54,9 +56,11 @@ def known(lock: str, service: str | None) -> list[dict[str, Any]]:
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except ValueError:
-        # It tells one that cannot be reached by a traceback, whose last line has the reason.
-        said = done.stderr.strip().splitlines() or ["pip-audit said nothing"]
-        raise NoData(said[-1]) from None
+        (*_, said) = done.stderr.strip().splitlines() or [""]
+        # It lets through what its HTTP client raises, as a traceback.
+        if _NO_ANSWER.search(done.stderr):
+            raise NoData(said) from None
+        raise Problem(f"pip-audit failed: {said}", f"see whether requirements/{lock}.txt is a lock") from None
     return [package for package in packages if package["vulns"]]
 
 

@@ -92,6 +92,14 @@ def test_without_the_data_it_says_so_and_does_not_pass() -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_lock_that_cannot_be_read_is_no_lack_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements" / "cpu.txt").write_text("jinja2>=3 --hash=sha256:0\n")
+    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    with pytest.raises(Problem, match="pip-audit failed"):
+        audit.known("cpu", None)
+
+
 def test_what_is_accepted_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.audit]\naccepted = { "CVE-1" = " " }\n')
     monkeypatch.setattr(audit, "ROOT", tmp_path)
