@@ -13,8 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost prices doctor up status \
-  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade karpenter check tools image push lock \
-  schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
+  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade karpenter check audit tools image push \
+  lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
+  vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -103,13 +104,17 @@ karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to no
 
 APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py record_metrics.py schema.py serve.py \
   vendor_dashboards.py weights.py)
-check: setup ## format, lint and types
+check: setup ## format, lint, types, and no secret in any file
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
+	git ls-files -z | xargs -0 .venv-infra/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
 	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/engine tests/e2e \
 	  tests/karpenter tests/ports.py
+
+audit: .venv-infra/.installed ## what is known against the packages of the locks (OSV_URL= names another OSV)
+	@$(INFRA) -m scripts.audit
 
 tools: .venv-infra/.installed ## build the tools of the Kubernetes path that are not on PATH
 	@$(INFRA) -m scripts.tools
@@ -128,7 +133,7 @@ lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for ne
 	$(LOCK) --extra app --extra gpu -o requirements/gpu.txt
 	$(LOCK) --extra app --extra cpu $(UNUSED) -c requirements/gpu.txt -o requirements/cpu.txt
 	$(LOCK) --extra app --extra cpu --group models --group dev --group experiment $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
-	$(LOCK) --extra infra --group dev --group aws -o requirements/infra.txt
+	$(LOCK) --extra infra --group dev --group aws --group security -o requirements/infra.txt
 
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows
 	@$(APP) -m scripts.schema

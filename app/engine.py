@@ -46,8 +46,13 @@ class Engine(Strict):
     )
     enable_prefix_caching: bool = Field(default=True, description="Prompts with the same start share its cache.")
     seed: int = Field(default=0, ge=0, description="Seed of requests that bring none.")
-    load_format: str = Field(default="auto", description="How weights are read; runai_streamer streams them from S3.")
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the weights.")
+    load_format: str = Field(
+        default="safetensors",
+        description="How weights are read; runai_streamer streams them from S3. Never from pickles, which are code.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the weights; from a hub, only of a commit."
+    )
     tool_call_parser: str | None = Field(
         default=None,
         description="vLLM's parser of the model's tool calls, say hermes or llama3_json: allows tool_choice=auto.",
@@ -70,6 +75,16 @@ class Engine(Strict):
         if value is not None and value not in known:
             raise ValueError(f"vLLM has no such {info.field_name}; fix: use {nearest(value, known)}")
         return value
+
+    @field_validator("load_format")
+    @classmethod
+    def _runs_no_code(cls, load_format: str) -> str:
+        if load_format in _PICKLES:
+            raise ValueError(
+                "reads pickled weights as well, and those are code; fix: leave it out, and convert the weights to "
+                "safetensors where a model has none"
+            )
+        return load_format
 
     @field_validator("extra")
     @classmethod
@@ -97,6 +112,8 @@ class Engine(Strict):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
+_PICKLES = ("auto", "hf", "npcache", "pt")
+"""https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/model_loader/default_loader.py"""
 _OURS = {
     "model": "is the variant's `source`; fix: set that",
     "served_model_name": "is the model's `name`; fix: set that",

@@ -130,6 +130,15 @@ class LanguageModel(Weights):
         return _check_source(source, "language")
 
     @model_validator(mode="after")
+    def _code_is_of_one_commit(self) -> Self:
+        if self.engine.trust_remote_code and self.from_hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"revision = {self.revision!r}: is no commit, and with engine.trust_remote_code whoever moves it runs "
+                "code here; fix: name the commit whose code somebody has read"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Self:
         engine, gpus = self.engine, self.placement.num_gpus
         if engine.workers > 1 and gpus != 1:

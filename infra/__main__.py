@@ -30,7 +30,7 @@ if isinstance(stack.cluster, EksCluster):
 else:
     aws, cluster = None, provider(stack.cluster)
 on_cluster = pulumi.ResourceOptions(provider=cluster)
-platform: list[pulumi.Resource] = [KubeRay("kuberay", stack.operator, on_cluster, stack.feature_gates)]
+platform: list[pulumi.Resource] = [KubeRay("kuberay", stack.operator, stack.namespace, on_cluster, stack.feature_gates)]
 controller = None
 if isinstance(stack.cluster, EksCluster) and aws:
     platform.append(Nodes("nodes", stack, stack.cluster, on_cluster))

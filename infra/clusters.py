@@ -18,6 +18,9 @@ LOCAL_KEY = "sk-local"
 """The API key of a native cluster whose stack file has none: everybody on this machine may know it, and nobody else
 reaches that cluster."""
 
+NATIVE_ADDRESS = "10.219.0.1"
+"""Of a native cluster's one node: its API server's and its DNS', as pods see it."""
+
 
 def state_dir() -> Path:
     """Where the native cluster and its Pulumi state live. `make down` removes it."""

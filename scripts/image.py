@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from app.builtin import cache_dir
 from infra.aws.config import EksCluster
 from infra.config import ROOT, Image, StackConfig
 from infra.image import reference
@@ -90,6 +92,29 @@ def build_with_buildah(stack: StackConfig) -> None:
     say(f"  its size: {buildah('images', '--format', '{{.Size}}', name).strip()}")
 
 
+def bill(stack: StackConfig) -> Path:
+    """Where the image's bill of materials is: CycloneDX's, of its Python packages with their hashes."""
+    repository, _, tag = reference(stack).rpartition(":")
+    return cache_dir() / "sbom" / f"{repository.rpartition('/')[2]}-{tag}.cdx.json"
+
+
+def _write_bill(stack: StackConfig) -> None:
+    """By the lock, which is what the image has; what of Debian's is in it, `dpkg-query --list` there tells."""
+    path = bill(stack)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = ROOT / "requirements" / f"{stack.accelerator}.txt"
+    command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(lock), "--pyproject", "pyproject.toml"]
+    with step("bill of materials"):
+        # Its validation takes most of its time, and tests do that.
+        command += ["--output-reproducible", "--no-validate", "--output-format", "JSON", "--output-file", f"{path}.new"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise Problem(f"cyclonedx-py failed: {done.stderr.strip()[-500:]}", f"see whether {lock} is a lock")
+        Path(f"{path}.new").replace(path)
+
+
 def _docker(*arguments: str, stdin: str | None = None) -> None:
     if subprocess.run(["docker", *arguments], input=stdin, text=True).returncode:
         raise Problem(f"docker {arguments[0]} failed", "see its output above")
@@ -113,11 +138,12 @@ def build(stack: StackConfig) -> None:
     else:
         packages.ensure(packages.CLUSTER)
         build_with_buildah(stack)
-    say(f"image: {reference(stack)}")
+    _write_bill(stack)
+    say(f"image: {reference(stack)}\nits bill of materials: {bill(stack)}")
 
 
 def push(stack_name: str, stack: StackConfig) -> None:
-    """Build the image and bring it to its registry.
+    """Build the image, on a base that is pinned by its digest, and bring it to its registry.
 
     To the repository that the program has made on AWS, unless that has it, with a password from AWS; to any other with
     what `docker login` or `buildah login` has left.
@@ -133,6 +159,7 @@ def push(stack_name: str, stack: StackConfig) -> None:
         if any(image.get("imageTag") == tag for image in there):
             say(f"{name} is there already")
             return
+    _require_pinned(stack_name, stack.image.base)
     build(stack)
     token = None
     if eks:
@@ -141,6 +168,31 @@ def push(stack_name: str, stack: StackConfig) -> None:
         token = found["authorizationToken"]
     with step(f"pushing {name}"):
         (_push_with_docker if _docker_runs() else _push_with_buildah)(name, token)
+
+
+def _require_pinned(stack_name: str, base: str) -> None:
+    """Raises Problem, with the digest that it has today, when the stack names its base by a tag."""
+    if "@sha256:" in base:
+        return
+    found = f"{base.rpartition(':')[0]}@{_digest(base)}"
+    raise Problem(
+        f"image.base = {base!r}: is another Debian by and by, and what is in a registry should be built again alike",
+        f"set it in Pulumi.{stack_name}.yaml to {found}",
+    )
+
+
+def _digest(base: str) -> str:
+    """What a registry has by this name, sha256:…, or just these dots where none answers."""
+    if _docker_runs():
+        subprocess.run(["docker", "pull", "--quiet", base], capture_output=True)
+        command = ["docker", "image", "inspect", "--format", "{{index .RepoDigests 0}}", base]
+        found = subprocess.run(command, capture_output=True, text=True).stdout
+        return found.strip().partition("@")[2] or "sha256:…"
+    try:
+        buildah("pull", "--quiet", base)
+    except Problem:
+        return "sha256:…"
+    return buildah("images", "--format", "{{.Digest}}", base).strip()
 
 
 def _push_with_docker(name: str, token: str | None) -> None:

@@ -62,11 +62,8 @@ class Kubectl:
         return [*self._command, *arguments]
 
     @contextmanager
-    def service(self, namespace: str, name: str, port: int, api_key: str) -> Iterator[httpx.Client]:
-        """An HTTP client of a Kubernetes Service, by way of the API server, whatever way of logging in that wants.
-
-        The model's API key goes along as x-api-key: the API server takes Authorization for itself.
-        """
+    def api(self) -> Iterator[httpx.Client]:
+        """An HTTP client of the API server, whatever way of logging in that wants."""
         # On a socket in a private directory: `kubectl proxy` asks nobody who they are.
         with tempfile.TemporaryDirectory() as private:
             socket = Path(private) / "api"
@@ -77,14 +74,21 @@ class Kubectl:
                     said = proxy.stdout.readline()  # "Starting to serve", or why not
                     if not said.startswith("Starting"):
                         raise Problem(f"kubectl proxy failed: {said.strip()}", "look at the cluster with `make status`")
-                    yield httpx.Client(
-                        transport=httpx.HTTPTransport(uds=str(socket)),
-                        base_url=f"http://localhost/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/",
-                        headers={"x-api-key": api_key},
-                        timeout=60,
-                    )
+                    transport = httpx.HTTPTransport(uds=str(socket))
+                    yield httpx.Client(transport=transport, base_url="http://localhost/", timeout=60)
                 finally:
                     proxy.terminate()
+
+    @contextmanager
+    def service(self, namespace: str, name: str, port: int, api_key: str) -> Iterator[httpx.Client]:
+        """An HTTP client of a Kubernetes Service, by way of the API server.
+
+        The model's API key goes along as x-api-key: the API server takes Authorization for itself.
+        """
+        with self.api() as client:
+            client.base_url = f"http://localhost/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy/"
+            client.headers["x-api-key"] = api_key
+            yield client
 
 
 def connect(cluster: Cluster) -> Kubectl:

@@ -33,7 +33,9 @@ class Embeddings:
         self._tokenizing = asyncio.Lock()
         self._device = torch.device("cuda" if model.placement.num_gpus else "cpu")
         self._tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision, padding_side="right")
-        encoder = AutoModel.from_pretrained(source, revision=model.revision, dtype=getattr(torch, model.dtype))
+        encoder = AutoModel.from_pretrained(
+            source, revision=model.revision, dtype=getattr(torch, model.dtype), use_safetensors=True
+        )
         self._encoder = encoder.to(self._device).eval()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:

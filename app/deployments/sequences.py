@@ -31,7 +31,7 @@ class Sequences:
         self._tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="right")
         self._max_tokens = min(settings.max_tokens, self._tokenizer.model_max_length)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            **where, dtype=getattr(torch, settings.dtype), output_loading_info=True
+            **where, dtype=getattr(torch, settings.dtype), output_loading_info=True, use_safetensors=True
         )
         if missing := loaded["missing_keys"]:
             # transformers would make up the classifier's weights at random, and only warn.

@@ -3,6 +3,8 @@
 manifests/ holds what KubeRay publishes for the pinned version (scripts/vendor_kuberay.py). The same files serve
 every stack, offline too. The CRDs always come from there, with the chart as well, and are upgraded with the rest, which
 Helm would not do: https://helm.sh/docs/chart_best_practices/custom_resource_definitions/
+
+The operator looks at the stack's namespace only, and has its rights nowhere else: it may read Secrets, and make pods.
 """
 
 import json
@@ -31,9 +33,12 @@ def manifests(name: str) -> list[dict[str, Any]]:
     return json.loads((MANIFESTS / f"{name}.json").read_text())["items"]
 
 
-def operator_objects(operator: Operator, gates: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """KubeRay's manifests with the stack's image, RESOURCES, and the feature gates that it opens."""
-    objects = manifests("kuberay-operator")
+def operator_objects(operator: Operator, namespace: str, gates: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """KubeRay's manifests with the stack's image and namespace, RESOURCES, and the feature gates that it opens.
+
+    Without the rights in the whole cluster: see `rights`.
+    """
+    objects = [item for item in manifests("kuberay-operator") if not item["kind"].startswith("Cluster")]
     for item in objects:
         if item["kind"] == "Deployment":
             container = item["spec"]["template"]["spec"]["containers"][0]
@@ -41,30 +46,59 @@ def operator_objects(operator: Operator, gates: Sequence[str] = ()) -> list[dict
             container |= {
                 "image": operator.reference,
                 "resources": RESOURCES,
-                # Its own metrics, of RayServices and RayClusters, are off by default.
-                "args": ["--enable-metrics", ",".join([known, *(f"{gate}=true" for gate in gates)])],
+                "args": [
+                    # Its own metrics, of RayServices and RayClusters, are off by default.
+                    "--enable-metrics",
+                    ",".join([known, *(f"{gate}=true" for gate in gates)]),
+                    f"--watch-namespace={namespace}",
+                ],
             }
     return objects
 
 
-def chart_arguments(chart: str, image: str, gates: Sequence[str] = ()) -> dict[str, Any]:
-    """What helm.v4.Chart is told to render the pinned version from `chart`."""
+def rights(operator: Operator, namespace: str) -> list[dict[str, Any]]:
+    """What KubeRay wants to do in a whole cluster, as a Role in the stack's namespace."""
+    (wanted,) = (item for item in manifests("kuberay-operator") if item["kind"] == "ClusterRole")
+    metadata = {"name": wanted["metadata"]["name"], "namespace": namespace}
+    account = _CHART if operator.chart else wanted["metadata"]["name"]
+    group = "rbac.authorization.k8s.io"
+    return [
+        {"apiVersion": wanted["apiVersion"], "kind": "Role", "metadata": metadata, "rules": wanted["rules"]},
+        {
+            "apiVersion": wanted["apiVersion"],
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": metadata["name"]},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
+        },
+    ]
+
+
+_CHART = "kuberay-chart"
+"""The chart's objects have other names than the manifests', or a stack that changes from one to the other would in the
+end delete what it has just taken over."""
+
+
+def chart_arguments(chart: str, image: str, namespace: str, gates: Sequence[str] = ()) -> dict[str, Any]:
+    """What helm.v4.Chart is told to render the pinned version from `chart`, for an operator of `namespace`."""
     if chart.startswith("https://"):
         source = {"chart": "kuberay-operator", "repository_opts": {"repo": chart}}
     else:
         source = {"chart": chart if chart.startswith("oci://") else str(ROOT / chart)}
-    # Other names than the manifests', or a stack that changes from one to the other would in the end delete what it
-    # has just taken over.
-    own = "kuberay-chart"
     return {
         **source,
         "version": versions.KUBERAY,
-        "name": own,
+        "name": _CHART,
         "namespace": NAMESPACE,
         "skip_crds": True,
         "values": {
-            "fullnameOverride": own,
-            "serviceAccount": {"name": own},
+            "fullnameOverride": _CHART,
+            "serviceAccount": {"name": _CHART},
+            "watchNamespace": [namespace],
+            # With no role of the chart's but that for the election of a leader: it would go into a namespace that is
+            # not there yet. The others are `rights`.
+            "singleNamespaceInstall": True,
+            "crNamespacedRbacEnable": False,
             "image": {"repository": image, "tag": f"v{versions.KUBERAY}"},
             "resources": RESOURCES,
             # In place of the chart's list: the gates that it does not name are as KubeRay itself has them.
@@ -84,9 +118,16 @@ def is_operator(deployment: dict[str, Any]) -> bool:
 
 
 class KubeRay(pulumi.ComponentResource):
-    """Namespace, CRDs and operator."""
+    """Namespace, CRDs and operator, which takes care of the namespace `watched` alone."""
 
-    def __init__(self, name: str, operator: Operator, opts: pulumi.ResourceOptions, gates: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        operator: Operator,
+        watched: str,
+        opts: pulumi.ResourceOptions,
+        gates: Sequence[str] = (),
+    ) -> None:
         super().__init__("blueprint:platform:KubeRay", name, None, opts)
         namespace = kubernetes.core.v1.Namespace(
             name,
@@ -100,9 +141,9 @@ class KubeRay(pulumi.ComponentResource):
         )
         after = pulumi.ResourceOptions(parent=self, depends_on=[namespace, crds])
         if operator.chart:
-            arguments = chart_arguments(operator.chart, operator.image, gates)
+            arguments = chart_arguments(operator.chart, operator.image, watched, gates)
             kubernetes.helm.v4.Chart(f"{name}-operator", **arguments, opts=after)
         else:
-            objects = signed_objects(operator_objects(operator, gates))
+            objects = signed_objects(operator_objects(operator, watched, gates))
             kubernetes.yaml.v2.ConfigGroup(f"{name}-operator", objs=objects, opts=after)
         self.register_outputs({})

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from app.settings import Variant, weights
 from infra.aws.config import EksCluster
+from infra.clusters import NATIVE_ADDRESS, NativeCluster
 from infra.config import StackConfig
 from infra.platform import kuberay
 from infra.serving.pods import METRICS_PORTS, RAY_PODS, SERVE_PORT
@@ -35,7 +36,7 @@ def _flows(stack: StackConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, 
     # Ray's processes choose their ports as they come.
     ray = [{"podSelector": RAY_PODS}]
     yield "ray", RAY_PODS, {"ingress": [{"from": ray}], "egress": [{"to": ray}]}
-    yield "dns", RAY_PODS, _egress([53], _namespace("kube-system"), protocols=("UDP", "TCP"))
+    yield "dns", RAY_PODS, _egress([53], _dns(stack), protocols=("UDP", "TCP"))
     # Not the Serve port: KubeRay asks that of heads that serve, and ours does not.
     yield "operator", HEAD, _ingress([DASHBOARD_PORT], _namespace(kuberay.NAMESPACE))
     others = [*map(_namespace, stack.clients.namespaces), *map(_network, [*stack.clients.cidrs, *_balancers(stack)])]
@@ -58,6 +59,12 @@ def _flows(stack: StackConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, 
         yield "redis", WORKERS, _egress([urlsplit(stack.serving.auth.redis_url).port or 6379])
     if stack.serving.tracing:
         yield "traces", RAY_PODS, _egress([stack.serving.tracing.port])
+
+
+def _dns(stack: StackConfig) -> dict[str, Any]:
+    """Pods on every cluster but the native one, where CoreDNS is a process of the node."""
+    native = isinstance(stack.cluster, NativeCluster)
+    return _network(f"{NATIVE_ADDRESS}/32") if native else _namespace("kube-system")
 
 
 def _balancers(stack: StackConfig) -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 from app.settings import Settings, environment, serve_config
 from infra import image, versions
 from infra.config import KEYS_FILE, GcsFaultTolerance, StackConfig, WorkerGroup
+from infra.platform import kuberay
 from infra.platform.karpenter import place
 from infra.platform.kubeconfig import custom_resource, signed
 from infra.secret_key import SecretKey
@@ -224,6 +225,7 @@ def around(name: str, stack: StackConfig) -> list[dict[str, Any]]:
     return [
         access.keys_secret(name, stack),
         *access.accounts(name, stack),
+        *kuberay.rights(stack.operator, stack.namespace),
         *model_volume(name, stack),
         guardrails.disruption_budget(name, stack),
         guardrails.quota(name, stack),
@@ -240,6 +242,8 @@ _KINDS = {
     "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
     "PriorityClass": kubernetes.scheduling.v1.PriorityClass,
     "ResourceQuota": kubernetes.core.v1.ResourceQuota,
+    "Role": kubernetes.rbac.v1.Role,
+    "RoleBinding": kubernetes.rbac.v1.RoleBinding,
     "Secret": kubernetes.core.v1.Secret,
     "ServiceAccount": kubernetes.core.v1.ServiceAccount,
 }

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.builtin import cache_dir
-from infra.clusters import state_dir
+from infra.clusters import NATIVE_ADDRESS, state_dir
 from scripts import ports
 
 NAME = "ray-serve-blueprint"
@@ -15,7 +15,7 @@ NODE = "local"
 
 # One block for everything, so that an address that got out of the namespaces can be recognised.
 NETWORK = "10.219."
-NODE_IP = f"{NETWORK}0.1"
+NODE_IP = NATIVE_ADDRESS
 POD_RANGE = f"{NETWORK}1.0/24"
 SERVICE_RANGE = f"{NETWORK}128.0/17"
 API_SERVICE_IP = f"{NETWORK}128.1"

@@ -23,7 +23,7 @@ from tests.ports import free_port
 SCENARIOS = Path(__file__).parent
 ORDER = [
     *("up", "operate", "interrupted", "changes", "observability", "upgrades", "kills"),
-    *("broken", "operator", "autoscaler", "gpus"),
+    *("broken", "operator", "autoscaler", "network", "gpus"),
     "down",
 ]
 """Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""

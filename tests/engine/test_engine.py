@@ -190,6 +190,7 @@ CHART = {
               containers:
                 - name: {{ .Chart.Name }}
                   image: "{{ .Values.image.repository }}:{{ .Values.image.tag }}"
+                  args: ["--watch-namespace={{ join "," .Values.watchNamespace }}"]
                   resources: {{ toJson .Values.resources }}
         """,
 }
@@ -225,7 +226,7 @@ def test_a_chart_is_rendered_with_our_values_and_crds(tmp_path: Path, monkeypatc
     def program() -> None:
         pulumi.runtime.register_resource_transform(sign)
         renders = kubernetes.Provider("cluster", render_yaml_to_directory=str(output))
-        kuberay.KubeRay("kuberay", operator, pulumi.ResourceOptions(provider=renders))
+        kuberay.KubeRay("kuberay", operator, "serving", pulumi.ResourceOptions(provider=renders))
 
     opened(monkeypatch, program).up()
     found = rendered(output)
@@ -236,6 +237,7 @@ def test_a_chart_is_rendered_with_our_values_and_crds(tmp_path: Path, monkeypatc
     assert deployment["metadata"]["namespace"] == kuberay.NAMESPACE
     assert pod["serviceAccountName"] == "kuberay-chart"
     assert pod["containers"][0]["image"] == operator.reference
+    assert pod["containers"][0]["args"] == ["--watch-namespace=serving"]
     assert pod["containers"][0]["resources"] == kuberay.RESOURCES
     managers = {item["metadata"]["annotations"]["pulumi.com/patchFieldManager"] for item in found.values()}
     assert managers == {f"{PROJECT}-local"}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app import settings
+from infra.clusters import NATIVE_ADDRESS, ExistingCluster
 from infra.config import Clients, GcsFaultTolerance, StackConfig, WorkerGroup
 from infra.serving.network import policies
 from tests.infra import schemas
@@ -76,7 +77,10 @@ gateway = End("gateway")
 internet = End(address="203.0.113.7")
 balancer = End(address="10.1.2.3")
 
+node = End(address=NATIVE_ADDRESS)
+
 LOCAL = StackConfig()
+EXISTING = StackConfig.model_construct(cluster=ExistingCluster(contexts=["kind"]))
 NOTHING: dict[str, Any] = {
     **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
     **{"generate": None, "moderation": None, "pipeline": None},
@@ -145,8 +149,9 @@ def test_what_is_needed_may_flow(stack: StackConfig, source: End, target: End, p
 
 @pytest.mark.parametrize("protocol", ["UDP", "TCP"])
 def test_names_are_resolved(protocol: str) -> None:
-    assert allowed(LOCAL, worker, dns, 53, protocol)
-    assert allowed(STATE, cleanup, dns, 53, protocol)
+    assert allowed(EXISTING, worker, dns, 53, protocol)
+    assert allowed(STATE, cleanup, node, 53, protocol)
+    assert allowed(LOCAL, worker, node, 53, protocol)
 
 
 CLOSED = [
@@ -168,7 +173,8 @@ CLOSED = [
     ("what deletes that state to anything else", STATE, cleanup, internet, 443),
     ("the head to Redis without any", LOCAL, head, internet, 6381),
     ("traces where none are made", LOCAL, worker, internet, 4318),
-    ("Ray's pods to anything else in kube-system", LOCAL, worker, End("kube-system"), 443),
+    ("Ray's pods to anything else in kube-system", EXISTING, worker, End("kube-system"), 443),
+    ("Ray's pods to anything else on a native node", LOCAL, worker, node, 6443),
     ("Ray's pods to DNS elsewhere", LOCAL, worker, internet, 53),
 ]
 

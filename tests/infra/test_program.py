@@ -19,6 +19,7 @@ from infra import versions
 from infra.aws.config import EksCluster
 from infra.clusters import native_kubeconfig
 from infra.config import PROJECT, ROOT, from_file
+from infra.platform import kuberay
 from infra.platform.kubeconfig import sign
 from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
@@ -282,22 +283,48 @@ INCREMENTAL = {
 
 
 def operator(resources: dict[str, tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The operator's container, and its cluster role."""
+    """The operator's container, and its role."""
     groups = [inputs["objs"] for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
     items = {item["kind"]: item for group in groups for item in group}
     (container,) = items["Deployment"]["spec"]["template"]["spec"]["containers"]
-    return container, items["ClusterRole"]
+    (role,) = (inputs for kind, inputs in resources.values() if kind.endswith(":Role"))
+    return container, role
 
 
 def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path, local: Recorder) -> None:
     container, _ = operator(local.resources)
-    assert container["args"] == ["--enable-metrics", "--feature-gates=RayClusterStatusConditions=true"]
+    assert container["args"][:2] == ["--enable-metrics", "--feature-gates=RayClusterStatusConditions=true"]
     container, role = operator(run("dev", existing(kubeconfig, "dev") | INCREMENTAL))
     gates = "--feature-gates=RayClusterStatusConditions=true,RayServiceIncrementalUpgrade=true"
-    assert container["args"] == ["--enable-metrics", gates]
+    assert container["args"][:2] == ["--enable-metrics", gates]
     (rule,) = (rule for rule in role["rules"] if rule["apiGroups"] == ["gateway.networking.k8s.io"])
     assert {"gateways", "httproutes"} == set(rule["resources"])
     assert {"create", "get", "list", "update", "watch"} <= set(rule["verbs"])
+
+
+@pytest.mark.parametrize("chart", [None, "https://example.com/charts"])
+def test_the_operator_has_rights_in_the_stacks_namespace_and_nowhere_else(kubeconfig: Path, chart: str | None) -> None:
+    values = existing(kubeconfig, "dev") | {f"{PROJECT}:operator": {"chart": chart}, f"{PROJECT}:namespace": "models"}
+    recorded = record("dev", values)
+    found = [item for item in objects(recorded) if "Role" in item["kind"]]
+    assert {item["kind"] for item in found} == {"Role", "RoleBinding"}
+    (binding,) = (item for item in found if item["kind"] == "RoleBinding" and item["metadata"]["namespace"] == "models")
+    (subject,) = binding["subjects"]
+    (role,) = (item for item in found if item["kind"] == "Role" and item["metadata"]["namespace"] == "models")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert any("rayservices" in rule["resources"] for rule in role["rules"])
+    if chart:
+        (inputs,) = (inputs for kind, inputs in recorded.resources.values() if kind == "kubernetes:helm.sh/v4:Chart")
+        values = inputs["values"]
+        assert values["watchNamespace"] == ["models"]
+        assert (values["singleNamespaceInstall"], values["crNamespacedRbacEnable"]) == (True, False)
+        assert subject["name"] == values["serviceAccount"]["name"]
+    else:
+        container, _ = operator(recorded.resources)
+        assert "--watch-namespace=models" in container["args"]
+        accounts = [item["metadata"]["name"] for item in objects(recorded) if item["kind"] == "ServiceAccount"]
+        assert subject["name"] in accounts
+    assert subject["namespace"] == kuberay.NAMESPACE
 
 
 def test_and_that_of_the_charts_operator(kubeconfig: Path) -> None:

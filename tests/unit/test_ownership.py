@@ -27,7 +27,7 @@ def namespace(name: str) -> dict[str, Any]:
     return {"kind": "Namespace", "metadata": {"name": name}}
 
 
-(OPERATOR,) = (item for item in kuberay.operator_objects(Operator()) if item["kind"] == "Deployment")
+(OPERATOR,) = (item for item in kuberay.operator_objects(Operator(), "serving") if item["kind"] == "Deployment")
 CRDS = kuberay.manifests("kuberay-crds")
 OTHER = {
     "kind": "Deployment",

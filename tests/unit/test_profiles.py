@@ -45,7 +45,7 @@ def test_a_profile_names_the_workers_that_it_is_tested_with(path: Path) -> None:
 def test_a_profile_says_of_everything_whether_it_is_served(path: Path) -> None:
     """What is left out is on, with the models of the local profile."""
     said = load(path).model_fields_set
-    assert said >= Settings.model_fields.keys() - {"gateway", "auth"}
+    assert said >= Settings.model_fields.keys() - {"gateway", "auth", "logging", "tracing"}
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

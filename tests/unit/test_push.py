@@ -18,7 +18,9 @@ from scripts.console import Problem
 PASSWORD = "a-password-for-twelve-hours"  # noqa: S105
 TOKEN = base64.b64encode(f"AWS:{PASSWORD}".encode()).decode()
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
-DEV = from_file("dev")
+DIGEST = f"sha256:{'5' * 64}"
+UNPINNED = from_file("dev")
+DEV = UNPINNED.model_copy(update={"image": UNPINNED.image.model_copy(update={"base": f"debian@{DIGEST}"})})
 ELSEWHERE = DEV.model_copy(update={"image": DEV.image.model_copy(update={"repository": "registry.example.com/team"})})
 
 FAKE_DOCKER = """\
@@ -26,6 +28,8 @@ import json, os, pathlib, sys
 log = pathlib.Path(os.environ["FAKE_DOCKER"])
 stdin = sys.stdin.read() if "--password-stdin" in sys.argv else None
 log.write_text(log.read_text() + json.dumps([sys.argv[1:], stdin]) + "\\n")
+if sys.argv[1:3] == ["image", "inspect"]:
+    print("debian@" + os.environ["FAKE_DIGEST"])
 sys.exit(sys.argv[1] == os.environ.get("FAKE_DOCKER_FAILS"))
 """
 
@@ -66,6 +70,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     fake.chmod(0o755)
     log.touch()
     monkeypatch.setenv("FAKE_DOCKER", str(log))
+    monkeypatch.setattr(image, "_write_bill", lambda _: None)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return Docker(log)
 
@@ -132,6 +137,22 @@ def test_a_step_that_fails_is_the_last(docker: Docker, monkeypatch: pytest.Monke
     with pytest.raises(Problem, match=f"docker {command} failed"):
         image.push("dev", DEV)
     assert docker.told[-1][0][0] == command
+
+
+@pytest.mark.usefixtures("there")
+def test_a_base_that_moves_is_refused_before_anything_is_built(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_DIGEST", DIGEST)
+    with pytest.raises(Problem, match="is another Debian by and by") as raised:
+        image.push("dev", UNPINNED)
+    assert raised.value.fix == f"set it in Pulumi.dev.yaml to docker.io/library/debian@{DIGEST}"
+    assert [arguments[0] for arguments, _ in docker.told] == ["pull", "image"]
+
+
+@pytest.mark.usefixtures("there")
+def test_and_so_by_buildah(buildah: list[tuple[str, ...]]) -> None:
+    with pytest.raises(Problem, match="is another Debian by and by"):
+        image.push("dev", UNPINNED)
+    assert [told[0] for told in buildah] == ["pull", "images"]
 
 
 def test_nothing_is_pushed_to_localhost(docker: Docker) -> None:

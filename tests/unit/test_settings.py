@@ -349,6 +349,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     # What vLLM takes.
     (engine(quantization="fp9"), f"{ENGINE}.quantization = 'fp9': vLLM has no such quantization", "use fp8"),
     (engine(quantization="none"), f"{ENGINE}.quantization = 'none': vLLM has no such quantization", "use "),
+    (engine(load_format="pt"), f"{ENGINE}.load_format = 'pt': reads pickled weights", "leave it out"),
+    (engine(load_format="auto"), f"{ENGINE}.load_format = 'auto': reads pickled weights", "safetensors"),
+    (
+        variant(source="org/big", revision="main", engine={"trust_remote_code": True}),
+        f"{VARIANT}.revision = 'main': is no commit, and with engine.trust_remote_code",
+        "name the commit",
+    ),
     (engine(load_format="s3"), f"{ENGINE}.load_format = 's3': vLLM has no such load_format", "runai_streamer"),
     (
         engine(tool_call_parser="llama3"),
