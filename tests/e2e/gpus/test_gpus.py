@@ -14,7 +14,8 @@ import pytest
 
 from app.settings import Settings, Variant, demands, load
 from infra.clusters import LOCAL_KEY
-from infra.config import ROOT, Head, StackConfig, WorkerGroup
+from infra.config import ROOT, Head, Operator, StackConfig, WorkerGroup
+from infra.platform import kuberay
 from infra.serving.access import accounts, keys_secret, token_secret
 from infra.serving.rayservice import rayservice
 from scripts.cluster.layout import NODE, PAUSE_IMAGE
@@ -129,7 +130,24 @@ def namespace(kubernetes: Kubectl) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def service(kubernetes: Kubectl, fake_gpus: None, namespace: str) -> dict[str, Any]:
+def watched(kubernetes: Kubectl, namespace: str) -> Iterator[None]:
+    """The operator, which minds the stack's namespace and has rights in no other, minds this one as well."""
+    apply(kubernetes, *kuberay.rights(Operator(), namespace))
+    here = ("deployment/kuberay-operator", "--namespace", kuberay.NAMESPACE)
+    args = kubernetes.get(*here)["spec"]["template"]["spec"]["containers"][0]["args"]
+
+    def restart(args: list[str]) -> None:
+        change = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]
+        kubernetes("patch", *here, "--type=json", f"--patch={json.dumps(change)}")
+        kubernetes("rollout", "status", *here, "--timeout=300s", timeout=310)
+
+    restart([f"{arg},{namespace}" if arg.startswith("--watch-namespace=") else arg for arg in args])
+    yield
+    restart(args)
+
+
+@pytest.fixture(scope="module")
+def service(kubernetes: Kubectl, fake_gpus: None, watched: None, namespace: str) -> dict[str, Any]:
     """The RayService of STACK, Ready. Its models' sources do not exist, nor is there a way out of the cluster."""
     stub = Path(__file__).with_name("stub_engine.py")
     config_map = {
