@@ -147,10 +147,12 @@ def running(log: Path, *what: str) -> Iterator[Server]:
         yield server
     finally:
         # From here on a second Ctrl-C would leave processes behind.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping}
         with step("stopping"):
             server.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def reason(log: Path) -> str:

@@ -14,7 +14,8 @@ FILE = Path(__file__).with_name("metrics.csv")
 WHERE = {
     "scraped": "every running server exports it",
     "event": "the same, once something has happened that a recording does not bring about",
-    "cluster": "in a Kubernetes cluster only",
+    "cluster": "in every Kubernetes cluster of ours",
+    "others": "where somebody else exports it: kube-state-metrics, which comes with the chart, Karpenter, a probe",
     "gpu": "with a GPU only",
 }
 
