@@ -120,6 +120,15 @@ def test_of_a_pool_whose_dearest_instance_has_no_price_nothing_is_known() -> Non
     assert cost.estimate(stack, ON, known).unknown == ["g6.2xlarge"]
 
 
+@pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
+def test_an_hour_by_what_is_there_starts_at_the_least(stack: str) -> None:
+    found, estimate = cost.hourly(config.from_file(stack), ON), cost.estimate(config.from_file(stack), ON)
+    nodes = {line.component.removesuffix(" nodes"): line.least for line in estimate.lines}
+    groups = sum(nodes[group.name] * group.usd for group in found.groups)
+    assert found.always + groups == pytest.approx(estimate.total.least)
+    assert all(group.usd > 0 and group.pods >= 1 for group in found.groups)
+
+
 def test_in_another_region_nothing_of_the_first_ones_prices_is_assumed() -> None:
     zones = [f"eu-central-1{zone}" for zone in "abc"]
     found = estimate(values(cluster={"region": "eu-central-1", "zones": zones}))

@@ -6,11 +6,13 @@ metrics. `make serve` has none of them, and a dashboard's choice of all namespac
 
 import json
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from infra.config import StackConfig
+from infra.observability.alerts import PANELS, rule_groups
 from infra.observability.dashboards import capacity, experiment, llm, service
 from infra.observability.dashboards.board import Board
 
@@ -27,19 +29,40 @@ def boards(stack: StackConfig) -> list[Board]:
 
 def dashboards(stack: StackConfig) -> dict[str, str]:
     """Name → JSON that Grafana imports: ours, and Ray's own."""
-    ours = {board.name: board.json({}) for board in boards(stack)}
+    runbooks = _runbooks(stack)
+    ours = {board.name: board.json(runbooks[board.name]) for board in boards(stack)}
     return {**ours, **{path.stem: path.read_text() for path in sorted(RAY.glob("*.json"))}}
+
+
+def _runbooks(stack: StackConfig) -> dict[str, dict[str, dict[str, str]]]:
+    """Dashboard → panel → title → address of what to do when there is an alert about it."""
+    found: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for rule in (rule for group in rule_groups(stack) for rule in group["rules"]):
+        if rule.get("alert") in PANELS:
+            dashboard, panel = PANELS[rule["alert"]]
+            found[dashboard][panel][f"Runbook: {rule['alert']}"] = rule["annotations"]["runbook_url"]
+    return found
 
 
 def queries(dashboard: str) -> list[str]:
     """What the panels of a dashboard ask, given as JSON, with everything chosen in its variables."""
     content = json.loads(dashboard)
-    values = _WINDOWS | {name: str(value) for name, value in _values(content["templating"]["list"])}
+    windows = {
+        variable["name"]: variable["current"]["value"]
+        for variable in content["templating"]["list"]
+        if variable["name"] == "interval"
+    }
     return [
-        re.sub(r"\$\{?(\w+)(?::\w+)?\}?", lambda found: values[found[1]], target["expr"])
+        everything(target["expr"], windows)
         for panel in panels(content["panels"])
         for target in panel.get("targets", [])
     ]
+
+
+def everything(expression: str, windows: Mapping[str, str] | None = None) -> str:
+    """A panel's query with all chosen in its variables; `windows` are those that stand for a time."""
+    known = {**_WINDOWS, **(windows or {})}
+    return re.sub(r"\$\{?(\w+)(?::\w+)?\}?", lambda found: known.get(found[1], ".*"), expression)
 
 
 def panels(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -47,9 +70,3 @@ def panels(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for item in items:
         yield item
         yield from panels(item.get("panels", []))
-
-
-def _values(variables: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for variable in variables:
-        fixed = variable["type"] in ("custom", "interval")
-        yield variable["name"], variable["current"]["value"] if fixed else ".*"

@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from infra.observability.links import panel_id, uid
 
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-ALL = models.VariableOption(selected=True, text="All", value="$__all")
+ALL = models.VariableOption(selected=True, text=["All"], value=["$__all"])
 RATE = "$__rate_interval"
 """The window that Grafana chooses: at least four scrapes."""
 COLUMNS, WIDTH, HEIGHT = 24, 8, 8
@@ -41,6 +41,7 @@ class Variable(NamedTuple):
 
     name: str
     metric: str
+    """Or a selector of it."""
     label: str
 
 

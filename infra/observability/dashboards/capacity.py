@@ -6,7 +6,7 @@ from infra import cost
 from infra.aws.config import EksCluster
 from infra.config import StackConfig
 from infra.observability.dashboards.board import Board, Panel, Row, Variable
-from infra.observability.dashboards.promql import mean, total
+from infra.observability.dashboards.promql import total
 
 DEPLOYMENT = 'namespace=~"$namespace", application=~"$application"'
 NODE = 'namespace=~"$namespace"'
@@ -134,11 +134,16 @@ def _starts() -> list[Panel]:
             "replica-start",
             "Start of a replica",
             "ms",
-            "On average, of those that started: all of it with the wait for a place, and the part in which the model "
-            "loads and compiles.",
+            "On average, of all that have started: all of it with the wait for a place, and the part in which the "
+            "model loads and compiles.",
             {
-                "{{deployment}}": mean("ray_serve_replica_startup_latency_ms", DEPLOYMENT, "deployment"),
-                "{{deployment}} loading": mean("ray_serve_replica_initialization_latency_ms", DEPLOYMENT, "deployment"),
+                # Not by rate: one that starts is the first that its counter sees.
+                f"{{{{deployment}}}} {part}": f"{total(f'{histogram}_sum', DEPLOYMENT, 'deployment')} / "
+                f"{total(f'{histogram}_count', DEPLOYMENT, 'deployment')}"
+                for part, histogram in (
+                    ("in all", "ray_serve_replica_startup_latency_ms"),
+                    ("loading", "ray_serve_replica_initialization_latency_ms"),
+                )
             },
         ),
     ]

@@ -1,8 +1,8 @@
 """*LLM*: what users of the language models feel, token by token, and what their engines are busy with."""
 
 from infra.config import StackConfig
-from infra.observability.dashboards.board import Board, Panel, Row, Variable
-from infra.observability.dashboards.promql import QUANTILES, mean, quantile, rate, share, total
+from infra.observability.dashboards.board import RATE, Board, Panel, Row, Variable
+from infra.observability.dashboards.promql import QUANTILES, mean, quantile, rate, ratio, share, total
 
 ENGINE = 'namespace=~"$namespace", model_name=~"$model"'
 TOKENS = "ray_vllm_generation_tokens_total"
@@ -17,8 +17,15 @@ def board(_: StackConfig) -> Board:
         [
             Variable("namespace", TOKENS, "namespace"),
             Variable("model", TOKENS, "model_name"),
+            Variable("variant", 'ray_serve_deployment_replica_healthy{deployment=~"LLM:.+|Generate"}', "deployment"),
         ],
-        [Row("Users", _users()), Row("Load", _load()), Row("Cache", _cache()), Row("Requests", _requests())],
+        [
+            Row("Users", _users()),
+            Row("Load", _load()),
+            Row("Cache", _cache()),
+            Row("Requests", _requests()),
+            Row("Variants and replicas", _variants()),
+        ],
     )
 
 
@@ -129,6 +136,7 @@ def _cache() -> list[Panel]:
 
 
 def _requests() -> list[Panel]:
+    requests = rate("ray_vllm_request_success_total", ENGINE, "model_name")
     return [
         Panel(
             "finished",
@@ -146,17 +154,48 @@ def _requests() -> list[Panel]:
             "lengths",
             "Tokens of a request",
             "short",
-            "On average: of prompts, and of answers.",
+            "On average: of prompts, and of answers, by those that ended.",
+            # Not of the histograms, whose bounds depend on max_model_len: of engines that differ in it Ray drops all
+            # but one's on a node: https://github.com/ray-project/ray/issues/64852
             {
-                "{{model_name}} prompt": mean("ray_vllm_request_prompt_tokens", ENGINE, "model_name"),
-                "{{model_name}} answer": mean("ray_vllm_request_generation_tokens", ENGINE, "model_name"),
+                "{{model_name}} prompt": ratio(rate("ray_vllm_prompt_tokens_total", ENGINE, "model_name"), requests),
+                "{{model_name}} answer": ratio(rate(TOKENS, ENGINE, "model_name"), requests),
+            },
+        ),
+    ]
+
+
+def _variants() -> list[Panel]:
+    return [
+        Panel(
+            "tokens-by-variant",
+            "Tokens generated, by variant",
+            "tokens/s",
+            "In a second, by all replicas of a variant.",
+            {"{{deployment}}": _by_deployment(TOKENS, "deployment")},
+        ),
+        Panel(
+            "ttft-by-variant",
+            "p95 time to first token, by variant",
+            "s",
+            "As above. What users of the variants felt at the gateway, with the difference: dashboard Experiment.",
+            {
+                "{{deployment}}": "histogram_quantile(0.95, "
+                f"{_by_deployment('ray_vllm_time_to_first_token_seconds_bucket', 'le, deployment')}) >= 0"
             },
         ),
         Panel(
             "tokens-by-replica",
             "Tokens generated, by replica",
             "tokens/s",
-            "A replica that makes much less than the others of its model is ill, or gets no requests.",
-            {"{{model_name}} {{ReplicaId}}": rate(TOKENS, ENGINE, "model_name, ReplicaId")},
+            "A replica that makes much less than the others of its variant is ill, or gets no requests.",
+            {"{{deployment}} {{ReplicaId}}": _by_deployment(TOKENS, "deployment, ReplicaId")},
         ),
     ]
+
+
+def _by_deployment(counter: str, by: str) -> str:
+    """vLLM's metrics name the replica; whose it is, Serve's say."""
+    of = 'ray_serve_deployment_replica_healthy{namespace=~"$namespace", deployment=~"$variant"}'
+    replicas = f'max by (ReplicaId, deployment) (label_join({of}, "ReplicaId", "", "replica")) * 0 + 1'
+    return f"sum by ({by}) (rate({counter}{{{ENGINE}}}[{RATE}]) * on (ReplicaId) group_left (deployment) ({replicas}))"

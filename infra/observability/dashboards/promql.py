@@ -11,9 +11,9 @@ def rate(metric: str, where: str, by: str = "") -> str:
 
 
 def quantile(q: float, histogram: str, where: str, by: str = "") -> str:
-    """What this share of the observations is below, as far as the buckets tell."""
+    """What this share of the observations is below. Nothing, rather than NaN, without any."""
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', where, labels)})"
+    return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', where, labels)}) >= 0"
 
 
 def mean(histogram: str, where: str, by: str = "") -> str:

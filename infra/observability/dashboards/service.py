@@ -1,11 +1,14 @@
 """*Service*: what users of the routes feel, and what of the deployments behind them explains it."""
 
 from infra.config import StackConfig
+from infra.observability.alerts import PROBES
 from infra.observability.dashboards.board import Board, Panel, Row, Variable
 from infra.observability.dashboards.promql import QUANTILES, quantile, rate, share, total
 
 REQUESTS, LATENCY = "ray_serve_num_http_requests_total", "ray_serve_http_request_latency_ms"
 HTTP = 'namespace=~"$namespace", application=~"$application", route=~"$route"'
+ASKED = f'{HTTP}, route!~"{PROBES}"'
+"""Without probes: /ready says 503 by design."""
 DEPLOYMENT = 'namespace=~"$namespace", application=~"$application", deployment=~"$deployment"'
 NODE = 'namespace=~"$namespace"'
 
@@ -26,15 +29,15 @@ def board(_: StackConfig) -> Board:
 
 
 def _users() -> list[Panel]:
-    failed = rate(REQUESTS, f'{HTTP}, status_code=~"5.."')
+    failed = rate(REQUESTS, f'{ASKED}, status_code=~"5.."')
     return [
         Panel(
             "latency",
             "Latency",
             "ms",
-            "From the first byte of a request to the last of its answer, of all routes chosen. A stream lasts as long "
-            "as its tokens take: for those, see time to first token on the dashboard LLM.",
-            {name: quantile(q, LATENCY, HTTP) for name, q in QUANTILES.items()},
+            "From the first byte of a request to the last of its answer, of all routes chosen but probes. A stream "
+            "lasts as long as its tokens take: for those, see time to first token on the dashboard LLM.",
+            {name: quantile(q, LATENCY, ASKED) for name, q in QUANTILES.items()},
         ),
         Panel(
             "latency-by-route",
@@ -55,8 +58,9 @@ def _users() -> list[Panel]:
             "error-rate",
             "Error rate",
             "percentunit",
-            "The share of requests that failed by our fault (5xx). Nothing is shown while there are no requests.",
-            {"failed": share(failed, rate(REQUESTS, HTTP))},
+            "The share of requests that failed by our fault (5xx), without probes. Nothing is shown while there are no "
+            "requests.",
+            {"failed": share(failed, rate(REQUESTS, ASKED))},
         ),
         Panel(
             "status-codes",
@@ -163,14 +167,10 @@ def _saturation() -> list[Panel]:
         Panel(
             "saturation",
             "Saturation by deployment",
-            "percentunit",
-            "Requests in progress for each request that the autoscaler aims at: above 1 it adds replicas, as long as "
-            "it may. Of deployments that scale.",
-            {
-                "{{deployment}}": f"{total('ray_serve_autoscaling_total_requests', DEPLOYMENT, 'deployment')} / "
-                f"({total('ray_serve_autoscaling_target_ongoing_requests', DEPLOYMENT, 'deployment')} * "
-                f"{total('ray_serve_autoscaling_target_replicas', DEPLOYMENT, 'deployment')} > 0)"
-            },
+            "percent",
+            "How much of the time its replicas were busy with as many requests as they take at once "
+            "(max_ongoing_requests): of the fullest replica. At 100 % requests queue.",
+            {"{{deployment}}": f"max by (deployment) (ray_serve_replica_utilization_percent{{{DEPLOYMENT}}})"},
         ),
         Panel(
             "cpu",
