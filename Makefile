@@ -12,12 +12,12 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help rename setup serve demo experiment key bootstrap weights preview cost prices doctor up status logs \
-  forward down test aws setup-docker remove-docker engine e2e karpenter check tools image push lock schema vendor-balancer \
-  vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
+.PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost prices doctor up status \
+  logs forward down test aws setup-docker remove-docker engine e2e karpenter check tools image push lock schema \
+  record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 rename: .venv-infra/.installed ## call the project NAME, once, before anything of it is deployed
 	@$(INFRA) -m scripts.rename "$(NAME)"
@@ -33,6 +33,9 @@ demo: .venv/.installed ## a tour over all routes of the server that runs at URL 
 
 experiment: .venv/.installed ## compare the variants of the server that runs here
 	@$(APP) -m scripts.experiment
+
+metrics: .venv-infra/.installed ## a Prometheus with STACK's rules beside the server that runs here (PORT=9090), until Ctrl-C
+	@$(INFRA) -m scripts.local_prometheus $(STACK) --port "$(PORT)"
 
 key: .venv-infra/.installed ## make an API key for NAME (MODELS=a,b RPM= TPM= CONCURRENCY= limit it), shown once
 	@$(INFRA) -m scripts.key --name "$(NAME)" --models "$(MODELS)" --rpm "$(RPM)" --tpm "$(TPM)" \
@@ -95,7 +98,8 @@ e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, 
 karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
 	$(INFRA) -m pytest --capture=no tests/karpenter
 
-APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py schema.py serve.py weights.py)
+APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py record_metrics.py schema.py serve.py \
+  vendor_dashboards.py weights.py)
 check: setup ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -126,8 +130,14 @@ lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for ne
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows
 	@$(APP) -m scripts.schema
 
+record-metrics: .venv/.installed ## write what a server exports to Prometheus into infra/observability/metrics.csv
+	@$(APP) -m scripts.record_metrics
+
 vendor-balancer: .venv-infra/.installed ## copy the Load Balancer Controller's CRDs into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_balancer
+
+vendor-dashboards: .venv/.installed ## Grafana's dashboards as the pinned Ray generates them, into infra/observability/dashboards/ray
+	@$(APP) -m scripts.vendor_dashboards
 
 vendor-karpenter: .venv-infra/.installed ## copy the pinned Karpenter's CRDs into infra/platform/manifests
 	@$(INFRA) -m scripts.vendor_karpenter
