@@ -4,8 +4,11 @@ It starts the built-in models twice, as one application and as a cluster would, 
 be, and keeps of the file what no laptop exports.
 """
 
+import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -63,19 +66,28 @@ def scraped() -> dict[str, Metric]:
     }
 
 
+def scrapes(http: httpx.Client) -> Iterator[dict[str, Metric]]:
+    """What is exported while every route is asked, and for a while after: what nobody sets goes away again."""
+    with ThreadPoolExecutor(1) as other:
+        asking, until = other.submit(traffic, http), math.inf
+        while time.monotonic() < until:
+            yield scraped()
+            time.sleep(0.5)
+            if asking.done() and until == math.inf:
+                asking.result()
+                until = time.monotonic() + SECONDS
+
+
 def of(shape: str) -> dict[str, Metric]:
     """What a server of this shape exports once it has been asked everything."""
     found: dict[str, Metric] = {}
-    with serve.running(cache_dir() / "serve.log", serve.environment(Settings()), *serve.what(shape, Settings())):
-        with (
-            step(f"asking every route of the shape {shape}"),
-            httpx.Client(base_url=serve.URL, timeout=300, trust_env=False) as http,
-        ):
-            traffic(http)
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            found |= scraped()
-            time.sleep(1)
+    with (
+        serve.running(cache_dir() / "serve.log", serve.environment(Settings()), *serve.what(shape, Settings())),
+        step(f"asking every route of the shape {shape}"),
+        httpx.Client(base_url=serve.URL, timeout=300, trust_env=False) as http,
+    ):
+        for exported in scrapes(http):
+            found |= exported
     return found
 
 

@@ -180,7 +180,7 @@ def test_a_shared_state_in_use_names_by_whom() -> None:
     assert "pulumi cancel --stack dev" in problem.fix
 
 
-@pytest.mark.parametrize("command", ["up", "status", "logs", "forward", "down", "image"])
+@pytest.mark.parametrize("command", ["metrics", "up", "status", "logs", "forward", "down", "image"])
 def test_commands_answer_an_unknown_stack_without_a_traceback(command: str) -> None:
     done = subprocess.run(
         ["make", "--no-print-directory", command, "STACK=lokal"], cwd=ROOT, capture_output=True, text=True
