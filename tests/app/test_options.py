@@ -169,7 +169,7 @@ def test_logging_changes_live(cluster: Cluster) -> None:
 
     eventually("the gateway answers", lambda: cluster.http.get("/health").status_code == 200)
     before = replica()
-    assert json.loads(line())["deployment"] == "Gateway"
+    assert json.loads(line())["deployment"] == "gateway_Gateway"
     cluster.deploy(parse({**SETTINGS, "logging": {"encoding": "text"}}))
     eventually("its log is text", lambda: line().startswith("INFO "))
     assert replica() == before
