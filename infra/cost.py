@@ -117,34 +117,7 @@ def kinds(eks: EksCluster, group: WorkerGroup) -> list[Instance]:
     return [kind for kind in instances(group) if kind.type not in absent(eks.region)]
 
 
-def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Iterator[Line]:
-    def line(component: str, item: str, least: float, most: float | None = None) -> Line:
-        return Line(component, item, least, least if most is None else most, prices.get(item), prices.get(item))
-
-    late = on >= versions.EKS_STANDARD_SUPPORT_ENDS
-    yield line("EKS control plane", "eks-cluster-extended" if late else "eks-cluster", 1)
-    # Of a managed group's types on demand, the first that is to be had.
-    first = eks.nodes.instance_types[0]
-    dearest = _dearest(prices, eks.nodes.instance_types)
-    yield Line("system nodes", first, eks.nodes.min, eks.nodes.max, prices.get(first), dearest)
-    yield line("  volumes, GiB", "gp3-gb", eks.nodes.min * eks.nodes.disk_gib, eks.nodes.max * eks.nodes.disk_gib)
-    for group in stack.workers:
-        yield from _nodes(stack, eks, group, prices)
-    zones = len(eks.zones) if eks.network.nat == "per-zone" else 1
-    yield line("NAT gateways", "nat-gateway", zones)
-    balancers = len(eks.zones) if eks.entry and eks.entry.public else 0
-    yield line("public addresses", "public-ipv4", zones + balancers)
-    yield line("ECR's VPC endpoints", "interface-endpoint", ENDPOINTS * zones)
-    if eks.entry:
-        yield line("load balancer", "network-load-balancer", 1)
-    if eks.cache:
-        yield line("Valkey", eks.cache.node_type, eks.cache.nodes)
-    yield line("KMS keys", "kms-key", KEYS)
-    if stored := _stored_gb(stack, eks):
-        yield line("weights in S3, GB", "s3-gb", stored)
-
-
-def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Prices) -> Iterator[Line]:
+def nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Prices) -> Iterator[Line]:
     """A worker group's nodes and their volumes: of a NodePool as many as pods need, of a managed group all of them."""
     pool, fit = group.pool or Pool(), kinds(eks, group)
     most = most_nodes(stack, group)
@@ -166,6 +139,33 @@ def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Pric
     fast = ("  their throughput, MiB/s", "gp3-mibps", THROUGHPUT - FREE_THROUGHPUT)
     for component, item, each in (gib, fast):
         yield Line(component, item, least * each, most * each, prices.get(item), prices.get(item))
+
+
+def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Iterator[Line]:
+    def line(component: str, item: str, least: float, most: float | None = None) -> Line:
+        return Line(component, item, least, least if most is None else most, prices.get(item), prices.get(item))
+
+    late = on >= versions.EKS_STANDARD_SUPPORT_ENDS
+    yield line("EKS control plane", "eks-cluster-extended" if late else "eks-cluster", 1)
+    # Of a managed group's types on demand, the first that is to be had.
+    first = eks.nodes.instance_types[0]
+    dearest = _dearest(prices, eks.nodes.instance_types)
+    yield Line("system nodes", first, eks.nodes.min, eks.nodes.max, prices.get(first), dearest)
+    yield line("  volumes, GiB", "gp3-gb", eks.nodes.min * eks.nodes.disk_gib, eks.nodes.max * eks.nodes.disk_gib)
+    for group in stack.workers:
+        yield from nodes(stack, eks, group, prices)
+    zones = len(eks.zones) if eks.network.nat == "per-zone" else 1
+    yield line("NAT gateways", "nat-gateway", zones)
+    balancers = len(eks.zones) if eks.entry and eks.entry.public else 0
+    yield line("public addresses", "public-ipv4", zones + balancers)
+    yield line("ECR's VPC endpoints", "interface-endpoint", ENDPOINTS * zones)
+    if eks.entry:
+        yield line("load balancer", "network-load-balancer", 1)
+    if eks.cache:
+        yield line("Valkey", eks.cache.node_type, eks.cache.nodes)
+    yield line("KMS keys", "kms-key", KEYS)
+    if stored := _stored_gb(stack, eks):
+        yield line("weights in S3, GB", "s3-gb", stored)
 
 
 def _dearest(prices: Prices, items: list[str]) -> Price | None:
