@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost prices doctor up status \
+.PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
   logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade karpenter check audit tools image push \
   lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
   vendor-secrets
@@ -53,6 +53,10 @@ preview: .venv-infra/.installed ## what `make up` would do to STACK
 
 cost: .venv-infra/.installed ## what STACK costs by the hour and month (TOKENS_PER_SECOND= adds USD a million tokens; JSON=1)
 	@$(INFRA) -m scripts.cost $(STACK) --tokens-per-second "$(TOKENS_PER_SECOND)" $(if $(JSON),--json)
+
+plan: .venv/.installed ## what traffic does to STACK: waits, 429s, GPU hours and cost, also with other settings (docs/planning.md)
+	@$(APP) -m scripts.plan $(STACK) --model "$(MODEL)" --trace "$(TRACE)" --rate "$(RATE)" \
+	  --seconds-alone "$(SECONDS_ALONE)" --seconds-full "$(SECONDS_FULL)" --plot "$(PLOT)"
 
 prices: .venv-infra/.installed ## AWS's prices of now for what STACK uses, into infra/aws/prices.csv
 	@$(INFRA) -m scripts.prices $(STACK)
@@ -102,7 +106,7 @@ e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, an
 karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
 	$(INFRA) -m pytest --capture=no tests/karpenter
 
-APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py record_metrics.py schema.py serve.py \
+APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py plan record_metrics.py schema.py serve.py \
   vendor_dashboards.py weights.py)
 check: setup ## format, lint, types, and no secret in any file
 	.venv/bin/ruff format --check .
@@ -132,7 +136,8 @@ UNUSED = $(addprefix --no-emit-package ,triton nvidia-cusolver nvidia-nvtx cuda-
 lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
 	$(LOCK) --extra app --extra gpu -o requirements/gpu.txt
 	$(LOCK) --extra app --extra cpu $(UNUSED) -c requirements/gpu.txt -o requirements/cpu.txt
-	$(LOCK) --extra app --extra cpu --group models --group dev --group experiment $(UNUSED) -c requirements/cpu.txt -o requirements/dev.txt
+	$(LOCK) --extra app --extra cpu --group models --group dev --group experiment --group plan $(UNUSED) \
+	  -c requirements/cpu.txt -o requirements/dev.txt
 	$(LOCK) --extra infra --group dev --group aws --group security -o requirements/infra.txt
 
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows

@@ -162,7 +162,7 @@ def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Ite
     yield Line("system nodes", first, eks.nodes.min, eks.nodes.max, prices.get(first), dearest)
     yield line("  volumes, GiB", "gp3-gb", eks.nodes.min * eks.nodes.disk_gib, eks.nodes.max * eks.nodes.disk_gib)
     for group in stack.workers:
-        yield from _nodes(stack, eks, group, prices)
+        yield from nodes(stack, eks, group, prices)
     zones = len(eks.zones) if eks.network.nat == "per-zone" else 1
     yield line("NAT gateways", "nat-gateway", zones)
     balancers = len(eks.zones) if eks.entry and eks.entry.public else 0
@@ -180,7 +180,7 @@ def _lines(stack: StackConfig, eks: EksCluster, prices: Prices, on: date) -> Ite
         yield line("weights in S3, GB", "s3-gb", stored)
 
 
-def _nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Prices) -> Iterator[Line]:
+def nodes(stack: StackConfig, eks: EksCluster, group: WorkerGroup, prices: Prices) -> Iterator[Line]:
     """A worker group's nodes and their volumes: of a NodePool as many as pods need, of a managed group all of them."""
     pool, fit = group.pool or Pool(), kinds(eks, group)
     most = most_nodes(stack, group)
