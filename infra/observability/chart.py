@@ -12,6 +12,8 @@ GRAFANA = f"{KUBE_PROMETHEUS_STACK.name}-grafana"
 """Name of Grafana's Service."""
 ADMIN = "grafana-admin"
 """Name of the Secret with its password, where the stack file names none."""
+OURS = ("PrometheusRuleFailures", "TargetDown", "Watchdog")
+"""Alerts of the chart's that are ours by the same names."""
 
 
 def chart_values(stack: StackConfig, seen: PrometheusStack) -> dict[str, Any]:
@@ -25,6 +27,8 @@ def chart_values(stack: StackConfig, seen: PrometheusStack) -> dict[str, Any]:
         # With Helm they would stay as they are for ever; ours are upgraded with the rest.
         "crds": off,
         **({"global": {"imageRegistry": registry}} if registry else {}),
+        # Ours have runbooks.
+        "defaultRules": {"disabled": {alert: True for alert in OURS}},
         "prometheusOperator": {**on, "admissionWebhooks": {"patch": on}},
         "prometheus": {
             "prometheusSpec": {

@@ -160,6 +160,14 @@ def test_what_only_root_on_a_node_may_is_not_installed() -> None:
         assert values[part] == {"enabled": False}
 
 
+def test_an_alert_that_we_have_is_not_the_charts_as_well() -> None:
+    config = elsewhere(CHART)
+    ours = {rule["alert"] for group in rule_groups(config) for rule in group["rules"] if "alert" in rule}
+    disabled = release(register(config)).inputs["values"]["defaultRules"]["disabled"]
+    assert disabled
+    assert ours >= disabled.keys()
+
+
 def test_grafanas_password_is_made_once_kept_secret_and_in_no_value() -> None:
     registered = register(elsewhere(CHART))
     made = registered["Secret/grafana-admin"]
