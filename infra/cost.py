@@ -132,7 +132,7 @@ def hourly(stack: StackConfig, on: date) -> Hourly:
     assert isinstance(stack.cluster, EksCluster)
     always, groups = found.total.least, []
     for group in stack.workers:
-        lines = [line for line in _nodes(stack, stack.cluster, group, found.prices) if line.known]
+        lines = [line for line in nodes(stack, stack.cluster, group, found.prices) if line.known]
         always -= sum(line.usd.least for line in lines)
         usd = sum(line.usd.most for line in lines) / most_nodes(stack, group)
         _, pods = _cheapest(stack.cluster, group, found.prices)

@@ -118,7 +118,11 @@ def is_operator(deployment: dict[str, Any]) -> bool:
 
 
 class KubeRay(pulumi.ComponentResource):
-    """Namespace, CRDs and operator, which takes care of the namespace `watched` alone."""
+    """Namespace, CRDs and operator, and the stack's namespace `watched`, of which alone it takes care.
+
+    That one is here since the operator must have its rights there when it starts: its probes ask for its metrics, which
+    wait until it has seen all Ray clusters.
+    """
 
     def __init__(
         self,
@@ -139,7 +143,19 @@ class KubeRay(pulumi.ComponentResource):
             objs=signed_objects(manifests("kuberay-crds")),
             opts=pulumi.ResourceOptions(parent=self),
         )
-        after = pulumi.ResourceOptions(parent=self, depends_on=[namespace, crds])
+        # Where it was, and what would else be deleted with all that is in it.
+        formerly = f"urn:pulumi:{pulumi.get_stack()}::{pulumi.get_project()}::blueprint:serving:RayServing$"
+        of_stack = kubernetes.core.v1.Namespace(
+            watched,
+            metadata=signed({"name": watched, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}),
+            opts=pulumi.ResourceOptions(parent=self, aliases=[f"{formerly}kubernetes:core/v1:Namespace::llm"]),
+        )
+        may = kubernetes.yaml.v2.ConfigGroup(
+            f"{name}-rights",
+            objs=signed_objects(rights(operator, watched)),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[of_stack]),
+        )
+        after = pulumi.ResourceOptions(parent=self, depends_on=[namespace, crds, may])
         if operator.chart:
             arguments = chart_arguments(operator.chart, operator.image, watched, gates)
             kubernetes.helm.v4.Chart(f"{name}-operator", **arguments, opts=after)

@@ -15,7 +15,6 @@ import yaml
 from app.settings import Settings, environment, serve_config
 from infra import image, versions
 from infra.config import KEYS_FILE, GcsFaultTolerance, StackConfig, WorkerGroup
-from infra.platform import kuberay
 from infra.platform.karpenter import place
 from infra.platform.kubeconfig import custom_resource, signed
 from infra.secret_key import SecretKey
@@ -225,7 +224,6 @@ def around(name: str, stack: StackConfig) -> list[dict[str, Any]]:
     return [
         access.keys_secret(name, stack),
         *access.accounts(name, stack),
-        *kuberay.rights(stack.operator, stack.namespace),
         *model_volume(name, stack),
         guardrails.disruption_budget(name, stack),
         guardrails.quota(name, stack),
@@ -242,15 +240,13 @@ _KINDS = {
     "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
     "PriorityClass": kubernetes.scheduling.v1.PriorityClass,
     "ResourceQuota": kubernetes.core.v1.ResourceQuota,
-    "Role": kubernetes.rbac.v1.Role,
-    "RoleBinding": kubernetes.rbac.v1.RoleBinding,
     "Secret": kubernetes.core.v1.Secret,
     "ServiceAccount": kubernetes.core.v1.ServiceAccount,
 }
 
 
 class RayServing(pulumi.ComponentResource):
-    """Namespace and RayService, awaited until the application answers, and what is around it."""
+    """The RayService, awaited until the application answers, and what is around it."""
 
     namespace: str
     service: str
@@ -263,18 +259,13 @@ class RayServing(pulumi.ComponentResource):
         super().__init__("blueprint:serving:RayServing", name, None, opts)
         if valkey:
             stack = _with_valkey(name, stack)
-        namespace = kubernetes.core.v1.Namespace(
-            name,
-            metadata=signed({"name": stack.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}),
-            opts=pulumi.ResourceOptions(parent=self),
-        )
         # The first token stays: the pods that run know no other.
-        token = self._create(access.token_secret(name, stack), depends_on=[namespace], ignore_changes=["data"])
-        others = [self._create(manifest, depends_on=[namespace]) for manifest in around(name, stack)]
+        token = self._create(access.token_secret(name, stack), ignore_changes=["data"])
+        others = [self._create(manifest) for manifest in around(name, stack)]
         manifest = rayservice(name, stack)
         if valkey:
             _know(manifest, valkey.address)
-            others.append(self._create(access.valkey_secret(name, stack, valkey.password), depends_on=[namespace]))
+            others.append(self._create(access.valkey_secret(name, stack, valkey.password)))
         custom_resource(name, manifest, pulumi.ResourceOptions(parent=self, depends_on=[token, *others]))
         self.namespace = stack.namespace
         self.service = f"{name}-serve-svc"

@@ -107,7 +107,7 @@ def test_every_port_that_is_scraped_is_one_that_the_pods_declare() -> None:
     monitors = of_kind(register(config), "PodMonitor")
     (operator,) = (
         container
-        for item in kuberay.operator_objects(config.operator)
+        for item in kuberay.operator_objects(config.operator, config.namespace)
         if item["kind"] == "Deployment"
         for container in item["spec"]["template"]["spec"]["containers"]
     )

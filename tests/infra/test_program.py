@@ -18,11 +18,12 @@ from app.keys import digest
 from infra import versions
 from infra.aws.config import EksCluster
 from infra.clusters import native_kubeconfig
-from infra.config import PROJECT, ROOT, from_file
+from infra.config import PROJECT, ROOT, Operator, from_file
 from infra.platform import kuberay
 from infra.platform.kubeconfig import sign
 from tests.infra import schemas
 from tests.infra.aws_outputs import outputs
+from tests.infra.made_up import registering
 
 STACKS = sorted(path.name.split(".")[1] for path in ROOT.glob("Pulumi.*.yaml"))
 
@@ -258,7 +259,8 @@ def test_the_operator_from_its_chart(chart: str) -> None:
     image = {"repository": "mirror.example.com:5000/kuberay/operator", "tag": f"v{versions.KUBERAY}"}
     assert inputs["values"]["image"] == image
     groups = [inputs for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
-    assert [{item["kind"] for item in group["objs"]} for group in groups] == [{"CustomResourceDefinition"}]
+    kinds = {item["kind"] for group in groups for item in group["objs"]}
+    assert kinds == {"CustomResourceDefinition", "Role", "RoleBinding"}
 
 
 def test_the_operators_image_may_come_from_a_mirror() -> None:
@@ -285,9 +287,9 @@ INCREMENTAL = {
 def operator(resources: dict[str, tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The operator's container, and its role."""
     groups = [inputs["objs"] for kind, inputs in resources.values() if kind == "kubernetes:yaml/v2:ConfigGroup"]
-    items = {item["kind"]: item for group in groups for item in group}
-    (container,) = items["Deployment"]["spec"]["template"]["spec"]["containers"]
-    (role,) = (inputs for kind, inputs in resources.values() if kind.endswith(":Role"))
+    items = {(item["kind"], item["metadata"].get("namespace")): item for group in groups for item in group}
+    (container,) = items["Deployment", kuberay.NAMESPACE]["spec"]["template"]["spec"]["containers"]
+    (role,) = (item for (kind, namespace), item in items.items() if kind == "Role" and namespace != kuberay.NAMESPACE)
     return container, role
 
 
@@ -300,6 +302,15 @@ def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path
     (rule,) = (rule for rule in role["rules"] if rule["apiGroups"] == ["gateway.networking.k8s.io"])
     assert {"gateways", "httproutes"} == set(rule["resources"])
     assert {"create", "get", "list", "update", "watch"} <= set(rule["verbs"])
+
+
+def test_the_operator_has_its_rights_before_it_starts() -> None:
+    def program() -> None:
+        kuberay.KubeRay("kuberay", Operator(), "models", pulumi.ResourceOptions())
+
+    registered = registering(program)
+    assert "ConfigGroup/kuberay-rights" in registered["ConfigGroup/kuberay-operator"].after
+    assert "Namespace/models" in registered["ConfigGroup/kuberay-rights"].after
 
 
 @pytest.mark.parametrize("chart", [None, "https://example.com/charts"])

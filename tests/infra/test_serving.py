@@ -91,11 +91,6 @@ def test_manifests_become_resources_as_they_are_but_for_the_stacks_name(register
         }
 
 
-def test_the_namespace_comes_first(registered: dict[str, Resource]) -> None:
-    for manifest in around("llm", StackConfig()):
-        assert registered[key(manifest)].after == ["Namespace/llm"]
-
-
 def test_rays_token_is_made_once_and_kept_secret(registered: dict[str, Resource]) -> None:
     token = registered["Secret/llm-ray-token"]
     assert token.ignored == ["data"], "every `up` would change it under the pods that run"
