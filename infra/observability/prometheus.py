@@ -83,9 +83,9 @@ def own_storage_class(stack: StackConfig, seen: PrometheusStack | PrometheusOper
 
 
 def volume_claim(stack: StackConfig, seen: PrometheusStack | PrometheusOperator) -> dict[str, Any]:
-    """The template of Prometheus' volume; empty without one."""
+    """Where Prometheus' samples are: the template of its volume, or in the pod, which the operator must be told."""
     if not seen.storage:
-        return {}
+        return {"emptyDir": {}}
     spec: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": memory(seen.storage.gib)}},

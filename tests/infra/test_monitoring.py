@@ -232,6 +232,12 @@ def test_samples_are_kept_and_sent_on_as_the_stack_file_says(kind: str) -> None:
     assert by_name["basicAuth"] == {"username": {**TOKEN, "key": "name"}, "password": TOKEN}
 
 
+def test_without_a_volume_the_samples_are_in_the_pod() -> None:
+    """The operator makes a claim of everything that does not say so."""
+    (made,) = of_kind(register(elsewhere(MANIFESTS)), "Prometheus").values()
+    assert made["spec"]["storage"] == {"emptyDir": {}}
+
+
 def test_on_eks_the_volume_is_encrypted_and_the_pods_are_on_nodes_that_stay() -> None:
     registered = register(on_eks({**CHART, "alertmanager_secret": "who"}))
     (storage_class,) = of_kind(registered, "StorageClass").values()
