@@ -38,7 +38,8 @@ class Monitoring(pulumi.ComponentResource):
         # An operator refuses rules that it cannot read, and so comes before them.
         labels = seen.labels if isinstance(seen, ObjectsOnly) else {}
         for manifest in (*pod_monitors(stack), rules(stack)):
-            manifest["metadata"]["labels"] = labels
+            if labels:  # an empty map is dropped, and would be a change in every `up`
+                manifest["metadata"]["labels"] = labels
             self._custom(manifest, after)
         for title, content in dashboards(stack).items():
             kubernetes.core.v1.ConfigMap(
