@@ -3,6 +3,7 @@
 Grafana itself cannot be had here: what its panels ask is asked in its place.
 """
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -89,14 +90,18 @@ def until(what: str, lacks: Callable[[], Any], patience: float = PATIENCE) -> fl
 
 @contextmanager
 def load(client: httpx.Client) -> Iterator[None]:
-    """Requests on several routes, one after the other, a good one and a wrong one among them."""
+    """Requests on several routes, one after the other, of many users, with wrong ones among them."""
     over = threading.Event()
 
     def ask_on() -> None:
-        while not over.is_set():
-            for model in ("chat@stable", "chat@canary"):
-                client.post("v1/chat/completions", json={**QUESTION, "model": model}, timeout=120)
-            client.post("v1/embeddings", json={"model": "embed", "input": "hi"}, timeout=120)
+        for user in itertools.count():
+            if over.is_set():
+                return
+            for model in ("chat", "chat@stable", "chat@canary"):
+                body = {**QUESTION, "model": model, "user": str(user)}
+                client.post("v1/chat/completions", json=body, timeout=120)
+            for text in ("hi", "hi " * 1000):  # the second is more than the model takes: its replica says so
+                client.post("v1/embeddings", json={"model": "embed", "input": text}, timeout=120)
             client.post("v1/embeddings", json={"model": "none", "input": "hi"}, timeout=120)
             over.wait(1)
 
