@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
-  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade karpenter check audit tools image push \
+  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter check audit tools image push \
   lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
   vendor-secrets
 
@@ -98,10 +98,13 @@ engine: .venv-infra/.installed ## the real Pulumi engine on the program and its 
 	$(INFRA) -m pytest tests/engine
 
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
-	$(INFRA) -m pytest --capture=no tests/e2e
+	$(INFRA) -m pytest --capture=no tests/e2e $(addprefix --ignore=tests/e2e/,upgrades kills)
 
 e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, and what clients saw of them, into RESULTS
 	$(INFRA) -m pytest --capture=no tests/e2e/upgrades --runs $(or $(RUNS),1) $(if $(RESULTS),--results $(RESULTS))
+
+e2e-kill: .venv-infra/.installed ## what clients see, and for how long, of whatever dies under load, into RESULTS
+	$(INFRA) -m pytest --capture=no tests/e2e/kills $(if $(RESULTS),--results $(RESULTS))
 
 karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
 	$(INFRA) -m pytest --capture=no tests/karpenter

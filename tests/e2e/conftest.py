@@ -22,8 +22,19 @@ from tests.ports import free_port
 
 SCENARIOS = Path(__file__).parent
 ORDER = [
-    *("up", "operate", "interrupted", "changes", "observability", "upgrades", "kills"),
-    *("broken", "operator", "autoscaler", "network", "gpus"),
+    *(
+        "up",
+        "operate",
+        "interrupted",
+        "changes",
+        "observability",
+        "broken",
+        "operator",
+        "autoscaler",
+        "network",
+        "gpus",
+    ),
+    *("upgrades", "kills"),
     "down",
 ]
 """Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""

@@ -39,3 +39,12 @@ def test_a_model_that_is_not_there(stack: Stack, client: httpx.Client) -> None:
     assert "not well:" in status
     assert "/models/none" in status
     assert {answered_by(client, model) for model in ("chat", "chat@stable")} == {"chat@stable"}
+
+
+def test_an_image_that_is_not_there(stack: Stack, client: httpx.Client) -> None:
+    failed = stack.up_without_its_image(**growing())
+    assert failed.returncode != 0
+    assert "ErrImagePull" in failed.stderr or "ImagePullBackOff" in failed.stderr
+    assert "registry.invalid/none" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert answered_by(client) == "chat@stable"

@@ -1,6 +1,6 @@
 """Changes of a stack under load lose no request and break no stream.
 
-In `make e2e` each kind once; `make e2e-upgrade RUNS=20` as often as it says, with the results in a file.
+`make e2e-upgrade RUNS=20` makes each kind as often as it says; RESULTS=file has what came of it.
 """
 
 import json
