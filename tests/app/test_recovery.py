@@ -22,7 +22,6 @@ from tests.app.conftest import PROMPTS, START_SECONDS, Running, answer, eventual
 SHAPES = ["cluster"]
 
 LONG = {"model": "chat", "prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True}
-WHOLE = {**LONG, "max_tokens": 400}
 
 
 def _replica(server: Running, deployment: str) -> psutil.Process | None:
@@ -51,7 +50,7 @@ def _stream(server: Running) -> list[str]:
 
 
 def _whole(server: Running) -> httpx.Response:
-    return server.http.post("/v1/completions", json=WHOLE)
+    return server.http.post("/v1/completions", json=LONG)
 
 
 def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answers: list[str | None]) -> None:
@@ -72,9 +71,9 @@ def test_a_stalled_engine_is_replaced(server: Running, client: OpenAI, vllm_answ
         eventually("/ready says no", lambda: _status(server, "/ready/chat") == 503)
         assert _status(server, "/health") == 200
         assert _status(server, "/ready/embed") == 200
-        # Nobody has seen anything of this one, so the next replica is asked.
-        answered = whole.result(timeout=START_SECONDS)
-        assert answered.json()["usage"]["completion_tokens"] == WHOLE["max_tokens"]
+        refused = whole.result(timeout=300)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+        assert int(refused.headers["Retry-After"]) > 0
     scaling = server.settings.models[0].variants[0].scaling
     patience = 3 * (scaling.health_check_period_s * 1.1 + scaling.health_check_timeout_s) + 30
     assert took < patience
