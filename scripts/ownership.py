@@ -30,25 +30,20 @@ def require(kubernetes: Kubectl, stack: str, config: StackConfig) -> None:
                 "one operator serves a whole cluster: remove that one (`helm uninstall`, or `make down` of the stack "
                 "that made it), or deploy to another cluster",
             )
-    names = [crd["metadata"]["name"] for crd in kuberay.manifests("kuberay-crds")]
-    if crds := _of_others(kubernetes, stack, "customresourcedefinitions", *names, "--ignore-not-found"):
-        found = " ".join(crd["metadata"]["name"] for crd in crds)
+    if found := _crds_of_others(kubernetes, stack, kuberay.manifests("kuberay-crds")):
         raise Problem(
             f"KubeRay's CRDs are there already: {found}; stack {stack} has not made them, and brings those of "
             f"{versions.KUBERAY}",
             f"if nothing needs them (kubectl get {found.replace(' ', ',')} -A), kubectl delete crd {found}; "
             "or deploy to another cluster",
         )
-    if monitored:
-        names = [crd["metadata"]["name"] for crd in prometheus.manifests("prometheus-crds")]
-        if crds := _of_others(kubernetes, stack, "customresourcedefinitions", *names, "--ignore-not-found"):
-            found = " ".join(crd["metadata"]["name"] for crd in crds)
-            raise Problem(
-                f"the CRDs of a Prometheus operator are there already: {found}; stack {stack} has not made them, and "
-                f"brings those of {versions.PROMETHEUS_OPERATOR}",
-                "if that operator runs, let it read the stack's monitors and rules: set observability.kind to objects; "
-                f"if nothing needs them, kubectl delete crd {found}",
-            )
+    if monitored and (found := _crds_of_others(kubernetes, stack, prometheus.manifests("prometheus-crds"))):
+        raise Problem(
+            f"the CRDs of a Prometheus operator are there already: {found}; stack {stack} has not made them, and "
+            f"brings those of {versions.PROMETHEUS_OPERATOR}",
+            "if that operator runs, let it read the stack's monitors and rules: set observability.kind to objects; "
+            f"if nothing needs them, kubectl delete crd {found}",
+        )
     mine = (config.namespace, kuberay.NAMESPACE, *([config.monitoring_namespace] if monitored else []))
     for item in _of_others(kubernetes, stack, "namespaces", *mine, "--ignore-not-found"):
         name = item["metadata"]["name"]
@@ -59,6 +54,13 @@ def require(kubernetes: Kubectl, stack: str, config: StackConfig) -> None:
             "with all that is in it",
             f"{other}, or, if nothing in it is needed, kubectl delete namespace {name}",
         )
+
+
+def _crds_of_others(kubernetes: Kubectl, stack: str, crds: list[Object]) -> str:
+    """The names of those that are there and not by `stack`, with spaces between."""
+    names = [crd["metadata"]["name"] for crd in crds]
+    found = _of_others(kubernetes, stack, "customresourcedefinitions", *names, "--ignore-not-found")
+    return " ".join(crd["metadata"]["name"] for crd in found)
 
 
 def _of_others(kubernetes: Kubectl, stack: str, *what: str) -> list[Object]:
