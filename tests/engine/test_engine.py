@@ -221,7 +221,8 @@ def test_a_chart_is_rendered_with_our_values_and_crds(tmp_path: Path, monkeypatc
             "versions": [{"name": "v1"}],
         },
     }
-    monkeypatch.setattr(kuberay, "manifests", lambda _: [crd])
+    published = kuberay.manifests
+    monkeypatch.setattr(kuberay, "manifests", lambda name: [crd] if name == "kuberay-crds" else published(name))
 
     def program() -> None:
         pulumi.runtime.register_resource_transform(sign)
@@ -230,8 +231,11 @@ def test_a_chart_is_rendered_with_our_values_and_crds(tmp_path: Path, monkeypatc
 
     opened(monkeypatch, program).up()
     found = rendered(output)
-    names = {"Namespace/kuberay-system", "CustomResourceDefinition/ours", "Deployment/kuberay-chart"}
-    assert found.keys() == names
+    assert found.keys() == {
+        *("Namespace/kuberay-system", "Namespace/serving", "CustomResourceDefinition/ours"),
+        *("Role/kuberay-operator", "RoleBinding/kuberay-operator", "Deployment/kuberay-chart"),
+    }
+    assert found["RoleBinding/kuberay-operator"]["subjects"][0]["name"] == "kuberay-chart"
     deployment = found["Deployment/kuberay-chart"]
     pod = deployment["spec"]["template"]["spec"]
     assert deployment["metadata"]["namespace"] == kuberay.NAMESPACE
