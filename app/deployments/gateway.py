@@ -15,6 +15,7 @@ from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.responses import Response
+from vllm.entrypoints.generate.base.protocol import StreamOptions
 
 from app import auth, errors, request_log, routes
 from app.deployments import engine_errors, experiment, guard
@@ -180,6 +181,10 @@ class Gateway(OpenAiIngress):
         target: Target = raw_request.state.target
         wants_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
         asked = body.model_copy(update={"model": target.served})
+        if body.stream:
+            # Quotas count it. vLLM's own enable_force_include_usage would put it into every event.
+            often = wants_usage and body.stream_options.continuous_usage_stats
+            asked.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=often)
         info = RawRequestInfo.from_starlette_request(raw_request)
         measured, outcome, client = target.measured(self._metrics), "cancelled", auth.current()
         usage: dict[str, int] = {}
@@ -251,15 +256,13 @@ def _adapters(model: Model, suffix: str) -> list[str]:
 
 
 def _usage(events: list[str], wanted: bool) -> tuple[dict[str, int], list[str]]:
-    """The usage in a stream's events, if it is there, and the events; without usage unless it is wanted."""
+    """The usage in a stream's events, if it is there, and the events; without that of the usage unless it is wanted."""
     usage: dict[str, int] = {}
     kept: list[str] = []
     for event in events:
-        if '"usage":{' in event:  # in the last two only; within a text the quotes would be escaped
-            content = json.loads(event.removeprefix("data: "))
-            usage = content.pop("usage")
-            if not wanted:
-                event = f"data: {json.dumps(content)}\n\n" if content["choices"] else ""
-        if event:
+        holds = '"usage":{' in event  # within a text the quotes would be escaped
+        if holds:
+            usage = json.loads(event.removeprefix("data: "))["usage"]
+        if wanted or not holds:
             kept.append(event)
     return usage, kept

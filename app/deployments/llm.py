@@ -58,8 +58,7 @@ def config(model: Model, variant: Variant) -> LLMConfig:
 def _frontend_arguments(model: Model, variant: Variant) -> dict[str, Any]:
     """Arguments of vLLM's OpenAI frontend, and of the engine for what the frontend loads into it."""
     engine = variant.engine
-    # Usage in every stream: quotas count it.
-    chosen: dict[str, Any] = {"enable_force_include_usage": True}
+    chosen: dict[str, Any] = {}
     if engine.tool_call_parser:
         chosen |= {"enable_auto_tool_choice": True, "tool_call_parser": engine.tool_call_parser}
     if engine.reasoning_parser:

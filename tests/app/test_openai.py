@@ -45,6 +45,20 @@ def test_a_streamed_answer_is_the_same(client: OpenAI, prompt: str) -> None:
     usage = chunks[-1].usage
     assert usage is not None
     assert 0 < usage.completion_tokens <= 24
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * len(parts)
+
+
+def test_usage_is_in_every_event_for_who_asks_for_that_and_in_none_for_who_does_not(client: OpenAI) -> None:
+    def usages(**options: Any) -> list[bool]:
+        prompt = [{"role": "user", "content": "Say hi"}]
+        stream = client.chat.completions.create(
+            **{"model": "chat", "messages": prompt, "max_tokens": 3, "stream": True, **options}
+        )
+        return [chunk.usage is not None for chunk in stream]
+
+    assert not any(usages())
+    often = {"include_usage": True, "continuous_usage_stats": True}
+    assert all(usages(stream_options=often))
 
 
 def test_completions(client: OpenAI) -> None:
