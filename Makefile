@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
-  logs forward down test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter check audit tools image push \
+  logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter check audit tools image push \
   lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
   vendor-secrets
 
@@ -80,6 +80,10 @@ forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000), Ray's DASHBOARD
 down: .venv-infra/.installed ## take STACK away and leave nothing behind; production wants its name, CONFIRM=<stack>
 	@$(INFRA) -m scripts.down $(STACK) --confirm "$(CONFIRM)"
 
+bench: .venv/.installed ## measure KIND=chat (CONTENDERS= CONCURRENCY= choose some) or KIND=embeddings, ROUNDS=3 times, into bench/results
+	@$(APP) -m scripts.bench $(KIND) --contenders "$(CONTENDERS)" --concurrency "$(CONCURRENCY)" \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RESULTS),--results $(RESULTS))
+
 test: setup ## unit and infrastructure tests, the AWS provider, and the real server driven by the OpenAI client
 	$(INFRA) -m pytest tests/unit tests/infra
 	$(MAKE) aws
@@ -109,7 +113,7 @@ e2e-kill: .venv-infra/.installed ## what clients see, and for how long, of whate
 karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
 	$(INFRA) -m pytest --capture=no tests/karpenter
 
-APP_SCRIPTS := $(addprefix scripts/,demo.py experiment.py metrics.py plan record_metrics.py schema.py serve.py \
+APP_SCRIPTS := $(addprefix scripts/,bench demo.py experiment.py metrics.py plan record_metrics.py schema.py serve.py \
   vendor_dashboards.py weights.py)
 check: setup ## format, lint, types, and no secret in any file
 	.venv/bin/ruff format --check .

@@ -305,11 +305,13 @@ class Generator(LanguageModel):
 
 
 class Batching(Strict):
-    """`@serve.batch`: requests that come close together go through the model as one. Changes live."""
+    """`@serve.batch`: what comes while the model is at work goes through it together, as one batch. Changes live."""
 
     max_batch_size: int = Field(default=32, ge=1, description="Texts in one batch.")
     batch_wait_timeout_s: float = Field(
-        default=0.005, ge=0, description="Seconds that the first text of a batch waits for others."
+        default=0,
+        ge=0,
+        description="Seconds that the first text of a batch waits for others although the model is idle.",
     )
 
 

@@ -1,6 +1,8 @@
 """What all deployments that answer in batches share. Imports no model's library."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray import serve
@@ -27,6 +29,31 @@ def reconfigure(batched: Any, user_config: dict[str, Any]) -> None:
     batching = validate(Batching, user_config, "user_config")
     batched.set_max_batch_size(batching.max_batch_size)
     batched.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
+
+
+class Turns:
+    """What comes while a batch is worked on waits for its end, and then is a batch: the busier, the larger.
+
+    @serve.batch by itself closes a batch when its wait is over, even if another one is worked on for much longer. So
+    it would need a wait long enough for the busiest hour, and a lone request would sit through it for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Event()
+        self._free.set()
+
+    async def wait(self) -> None:
+        """Return when no batch is worked on."""
+        await self._free.wait()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """While a batch is worked on."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
 
 def by_length(texts: Sequence[Any]) -> list[int]:

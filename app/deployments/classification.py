@@ -38,6 +38,7 @@ class Classification:
     """
 
     def __init__(self, classifier: Classifier) -> None:
+        self._turns = batching.Turns()
         self._scores = _back_end(classifier)
         (known,) = self._scores(["Hello"])
         for label in classifier.unsafe:
@@ -52,6 +53,7 @@ class Classification:
     async def classify(self, texts: Sequence[str]) -> list[Scores]:
         """The scores of each text, in their order; a text of more tokens than `max_tokens` is cut off."""
         order = batching.by_length(texts)
+        await self._turns.wait()
         found = await asyncio.gather(*(self._classify(texts[index]) for index in order))
         scores = dict(zip(order, found, strict=True))
         return [scores[index] for index in range(len(texts))]
@@ -59,8 +61,9 @@ class Classification:
     @serve.batch
     async def _classify(self, batch: list[str]) -> list[Scores]:
         """The scores of a batch of texts, in one pass of the classifier."""
-        # In a thread, or nobody else is answered meanwhile.
-        return await asyncio.to_thread(self._scores, batch)
+        with self._turns.taken():
+            # In a thread, or nobody else is answered meanwhile.
+            return await asyncio.to_thread(self._scores, batch)
 
 
 def best(scores: Scores) -> str:

@@ -31,6 +31,7 @@ class Embeddings:
         source = str(builtin.ensure(model.builtin)) if model.builtin else model.source
         self._settings = model
         self._tokenizing = asyncio.Lock()
+        self._turns = batching.Turns()
         self._device = torch.device("cuda" if model.placement.num_gpus else "cpu")
         self._tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision, padding_side="right")
         encoder = AutoModel.from_pretrained(
@@ -66,6 +67,7 @@ class Embeddings:
                     code="context_length_exceeded",
                 )
         order = batching.by_length(ids)
+        await self._turns.wait()
         vectors = await asyncio.gather(*(self._encode(ids[index]) for index in order))
         result = np.empty((len(ids), vectors[0].shape[0]), dtype=np.float32)
         result[order] = vectors
@@ -74,8 +76,9 @@ class Embeddings:
     @serve.batch
     async def _encode(self, batch: list[list[int]]) -> list[np.ndarray]:
         """The vectors of a batch of tokenised texts, in one pass of the model."""
-        # In a thread, or nobody else is answered meanwhile.
-        return list(await asyncio.to_thread(self._forward, batch))
+        with self._turns.taken():
+            # In a thread, or nobody else is answered meanwhile.
+            return list(await asyncio.to_thread(self._forward, batch))
 
     @torch.inference_mode()
     def _forward(self, batch: list[list[int]]) -> np.ndarray:

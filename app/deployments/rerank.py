@@ -42,6 +42,7 @@ class CrossEncoder:
     def __init__(self, reranker: Reranker) -> None:
         from app.deployments.sequences import Sequences  # imports torch, which Cosines can do without
 
+        self._turns = batching.Turns()
         self._model = Sequences(reranker)
         if len(self._model.labels) != 1:
             raise SettingsError(
@@ -56,6 +57,7 @@ class CrossEncoder:
     async def rerank(self, query: str, documents: Sequence[str]) -> Relevance:
         """The sigmoid of the model's logit for each document; a pair of more than `max_tokens` is cut off."""
         order = batching.by_length(documents)
+        await self._turns.wait()
         found = await asyncio.gather(*(self._score((query, documents[index])) for index in order))
         scores = [0.0] * len(documents)
         for index, (score, _) in zip(order, found, strict=True):
@@ -66,8 +68,9 @@ class CrossEncoder:
     async def _score(self, batch: list[tuple[str, str]]) -> list[tuple[float, int]]:
         """Score and number of tokens of each pair of a batch, in one pass of the model."""
         queries, documents = map(list, zip(*batch, strict=True))
-        # In a thread, or nobody else is answered meanwhile.
-        scored = await asyncio.to_thread(self._model, queries, documents)
+        with self._turns.taken():
+            # In a thread, or nobody else is answered meanwhile.
+            scored = await asyncio.to_thread(self._model, queries, documents)
         return list(zip(scored.scores[:, 0].tolist(), scored.tokens, strict=True))
 
 
