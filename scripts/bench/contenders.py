@@ -115,13 +115,13 @@ def engine_arguments(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _vllm(log: Path) -> AbstractContextManager[Served]:
+def _vllm(module: str, log: Path) -> AbstractContextManager[Served]:
     arguments = engine_arguments(Settings().models[0].variants[0])
     options: list[str] = []
     for name, value in arguments.items():
         options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     command: list[str | Path] = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(serve.PORT)),
+        *(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(serve.PORT)),
         *("--model", ensure(MODEL), "--served-model-name", NAME, "--disable-uvicorn-access-log", *options),
     ]
     # As the replica's engines have it.
@@ -156,7 +156,7 @@ def ours(
         values["auth"] = {"keys_file": str(file)}
     file = log.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(values))
-    return _serve_run(["app.main:app", f"settings={file}"], environment(parse(values)) | variables, key, log)
+    return _serve_run(["app.main:app", f"settings={file}"], environment(parse(values)), key, log)
 
 
 def _chat(**more: Any) -> dict[str, Any]:
@@ -167,16 +167,14 @@ def _chat(**more: Any) -> dict[str, Any]:
 
 SAFETY = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive"]}
 CONTENDERS = {
-    "vllm": Contender("vLLM's own OpenAI server", _vllm),
+    "vllm": Contender("vLLM's own OpenAI server", partial(_vllm, "vllm.entrypoints.openai.api_server")),
+    "vllm-uni": Contender("the same with our engine's processes", partial(_vllm, "scripts.bench.one_process")),
     "ray-llm": Contender("ray.serve.llm, build_openai_app as its documentation has it", _stock),
     "bare": Contender(
         "ours without keys, limits, second variant and guard",
         partial(ours, {"models": [{"name": NAME}]}, governed=False),
     ),
     "governed": Contender("ours with keys, limits and two variants", partial(ours, _chat())),
-    "tp": Contender("x", partial(ours, _chat(), RAY_SERVE_THROUGHPUT_OPTIMIZED="1")),
-    "ha": Contender("x", partial(ours, _chat(), RAY_SERVE_ENABLE_HA_PROXY="1")),
-    "hatp": Contender("x", partial(ours, _chat(), RAY_SERVE_ENABLE_HA_PROXY="1", RAY_SERVE_THROUGHPUT_OPTIMIZED="1")),
     "guarded": Contender(
         "the same, and a guard", partial(ours, {**_chat(guard={"classifier": "safety"}), "classifiers": [SAFETY]})
     ),

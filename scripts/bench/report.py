@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from scripts.bench.load import Measured, Point
 from scripts.console import table
 
-PEER = "vllm"
-"""Ratios are to it."""
+PEERS = ("vllm", "vllm-uni")
+"""Ratios are to them: vLLM's own server as it is, and with the engine's processes as ours are."""
 
 
 class Run(NamedTuple):
@@ -53,22 +53,28 @@ def _keys(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[Any]:
 
 
 def ratios(found: Report) -> str:
-    """Medians over the rounds, as parts of the peer's, with the least and the greatest."""
-    rows: list[tuple[str, ...]] = [
-        ("client", "at once", "contender", "tokens/s", "of the peer's", "p95 to first token", "of the peer's")
-    ]
+    """Medians over the rounds, as parts of the peers', with the least and the greatest."""
+    peers = [peer for peer in PEERS if any(run.contender == peer for run in found.runs)]
+    speeds, firsts = ([f"{what} of {peer}'s" for peer in peers] for what in ("part", "times"))
+    rows: list[tuple[str, ...]] = [("client", "at once", "contender", "tokens/s", *speeds, "p95 to first", *firsts)]
     for client in _keys(found.runs, lambda run: run.client):
         for point in _keys(found.runs, lambda run: run.point):
-            peer = found.of(PEER, client, point)
+
+            def medians(name: str, client: str = client, point: Point = point) -> tuple[float, float, list[float]]:
+                runs = [run.measured for run in found.of(name, client, point)]
+                speed = [run.tokens_per_second for run in runs]
+                return median(speed), median(run.ttft_p95 for run in runs), speed
+
             for name in _keys(found.runs, lambda run: run.contender):
-                runs = found.of(name, client, point)
-                speed, first = ([run.measured[index] for run in runs] for index in (0, 2))
-                cells = [f"{median(speed):.1f}", "", f"{median(first):.0f} ms", ""]
-                if peer:
-                    base = [median(run.measured[index] for run in peer) for index in (0, 2)]
-                    cells[1] = f"{median(speed) / base[0]:.2f} ({min(speed) / base[0]:.2f}–{max(speed) / base[0]:.2f})"
-                    cells[3] = f"{median(first) / base[1]:.2f}"
-                rows.append((client, str(point.concurrency), name, *cells))
+                speed, first, every = medians(name)
+                parts: list[str] = []
+                times: list[str] = []
+                for peer in peers:
+                    base, base_first, _ = medians(peer)
+                    parts.append(f"{speed / base:.2f} ({min(every) / base:.2f}–{max(every) / base:.2f})")
+                    times.append(f"{first / base_first:.2f}")
+                cells = (client, str(point.concurrency), name, f"{speed:.1f}", *parts, f"{first:.0f} ms", *times)
+                rows.append(cells)
     return table(rows)
 
 

@@ -109,6 +109,7 @@ def test_processes_are_told_by_what_they_do() -> None:
         "ray::ServeReplica:default:Gateway.handle": "gateway",
         "ray::ServeReplica:default:LLM:chat@stable": "replica",
         "ray::ProxyActor": "proxy",
+        "VLLM::Worker": "worker",
         "python -m vllm.entrypoints.openai.api_server --port 1": "frontend",
         "bash": "other",
     }
