@@ -110,8 +110,8 @@ e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, an
 e2e-kill: .venv-infra/.installed ## what clients see, and for how long, of whatever dies under load, into RESULTS
 	$(INFRA) -m pytest --capture=no tests/e2e/kills $(if $(RESULTS),--results $(RESULTS))
 
-karpenter: .venv-infra/.installed ## worker pods of the stacks on AWS lead to nodes: the real Karpenter, a fake AWS (needs root)
-	$(INFRA) -m pytest --capture=no tests/karpenter
+karpenter: .venv-infra/.installed ## worker pods of all stacks on AWS, or STACKS, lead to nodes: the real Karpenter, a fake AWS (needs root)
+	$(INFRA) -m pytest --capture=no tests/karpenter $(if $(STACKS),--stacks "$(STACKS)")
 
 APP_SCRIPTS := $(addprefix scripts/,bench demo.py experiment.py metrics.py plan record_metrics.py schema.py serve.py \
   vendor_dashboards.py weights.py)

@@ -171,11 +171,23 @@ def binaries(kubernetes: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> I
         yield found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stacks", default=" ".join(CLUSTERS), type=str.split, help="those whose nodes are asked for")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "stack" in metafunc.fixturenames:
+        metafunc.parametrize("stack", metafunc.config.option.stacks, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="session")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[Terraform, FakeAws]]]]:
-    """All stacks' AWS halves, made at once, while the cluster starts."""
+def halves(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[tuple[Terraform, FakeAws]]]]:
+    """The stacks' AWS halves, made at once, while the cluster starts."""
     schema = provider_schema(tmp_path_factory.mktemp("schema"))
-    translations = {stack: translated(stack, eks, schema) for stack, eks in CLUSTERS.items()}
+    stacks: list[str] = request.config.option.stacks
+    translations = {stack: translated(stack, CLUSTERS[stack], schema) for stack in stacks}
     directory = tmp_path_factory.mktemp("stacks")
     with ExitStack() as end, ThreadPoolExecutor(len(translations)) as threads:
         yield {
@@ -184,7 +196,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
         }
 
 
-@pytest.fixture(scope="module", params=CLUSTERS)
+@pytest.fixture(scope="module")
 def stack(
     request: pytest.FixtureRequest,
     halves: dict[str, Future[tuple[Terraform, FakeAws]]],
