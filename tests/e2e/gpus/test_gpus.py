@@ -147,7 +147,7 @@ def watched(kubernetes: Kubectl, namespace: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def service(kubernetes: Kubectl, fake_gpus: None, watched: None, namespace: str) -> dict[str, Any]:
+def service(kubernetes: Kubectl, fake_gpus: None, watched: None, namespace: str) -> Iterator[dict[str, Any]]:
     """The RayService of STACK, Ready. Its models' sources do not exist, nor is there a way out of the cluster."""
     stub = Path(__file__).with_name("stub_engine.py")
     config_map = {
@@ -159,7 +159,9 @@ def service(kubernetes: Kubectl, fake_gpus: None, watched: None, namespace: str)
     patience = STACK.ready_timeout_seconds
     wait = ("wait", "rayservice", NAMESPACE, "--for=condition=Ready", f"--timeout={patience}s")
     kubernetes(*wait, "--namespace", namespace, timeout=patience + 10)
-    return kubernetes.get("rayservice", NAMESPACE, "--namespace", namespace)
+    yield kubernetes.get("rayservice", NAMESPACE, "--namespace", namespace)
+    # As long as the operator minds it: it has to take its finalizer away.
+    kubernetes("delete", "rayservice", NAMESPACE, "--namespace", namespace, "--timeout=300s", timeout=310)
 
 
 @pytest.fixture(scope="module")
