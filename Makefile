@@ -101,8 +101,8 @@ remove-docker: .venv-infra/.installed ## end it, with its containers and images
 engine: .venv-infra/.installed ## the real Pulumi engine on the program and its policies, with a stand-in for its AWS provider
 	$(INFRA) -m pytest tests/engine
 
-e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left
-	$(INFRA) -m pytest --capture=no tests/e2e $(addprefix --ignore=tests/e2e/,upgrades kills)
+e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left (but scenarios WITHOUT=)
+	$(INFRA) -m pytest --capture=no tests/e2e $(addprefix --ignore=tests/e2e/,upgrades kills $(WITHOUT))
 
 e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, and what clients saw of them, into RESULTS
 	$(INFRA) -m pytest --capture=no tests/e2e/upgrades --runs $(or $(RUNS),1) $(if $(RESULTS),--results $(RESULTS))
