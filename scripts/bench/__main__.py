@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -18,30 +20,27 @@ from app.builtin import cache_dir, ensure
 from scripts.bench import load, report, texts
 from scripts.bench.contenders import CONTENDERS, MODEL, Served
 from scripts.bench.load import Point
-from scripts.bench.report import PEERS, Report, Run
+from scripts.bench.report import Report, Run
 from scripts.console import Problem, main, say, step
 
 T = TypeVar("T")
 
-POINTS = (Point(1, 6, 64), Point(8, 32, 64), Point(32, 96, 64), Point(128, 256, 8))
+POINTS = (Point(1, 4, 64), Point(8, 24, 64), Point(32, 64, 64), Point(128, 256, 4))
 WARM = Point(8, 16, 16)
 
 
 def bench(names: Sequence[str], points: Sequence[Point], rounds: int, results: Path) -> None:
     """Measure each contender so often, in another order each time. Raises Problem, also when answers differ."""
     found = Report(versions(), machine(), {}, [])
+    results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         for number in range(rounds):
             first = number % len(names)
             for name in [*names[first:], *names[:first]]:
                 with step(f"{name}, round {number + 1} of {rounds}"):
                     measure(found, name, number, points, Path(directory))
-    for name, answers in found.golden.items():
-        expected = next((found.golden[peer] for peer in PEERS if peer in found.golden), answers)
-        if answers != expected:
-            raise Problem(f"{name} answers {answers}, and vLLM's own server {expected}", "find out who is wrong")
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(found.text())
+                results.write_text(found.text())  # of an interrupted run, what it has measured
+    report.plot(found, results.with_suffix(".svg"))
     say(f"\n{report.ratios(found)}\n\n{report.costs(found)}\n\nresults: {results}")
 
 
@@ -59,7 +58,12 @@ def measure(found: Report, name: str, number: int, points: Sequence[Point], scra
     """One start of a contender, with all points by both clients."""
     log = cache_dir() / f"bench-{name}.log"
     with CONTENDERS[name].start(log) as served:
-        found.golden[name] = load.golden(served)
+        found.golden[name] = answers = load.golden(served)
+        other, expected = next(iter(found.golden.items()))
+        if answers != expected:
+            raise Problem(
+                f"{name} answers {answers}, and {other} {expected}", "find out who is wrong, before the speed"
+            )
         load.by_httpx(served, WARM, number)
         for point in points:
             for client in ("vllm", "httpx"):
@@ -136,6 +140,8 @@ def _command() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of each")
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help="directory")
     chosen = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # and so end the server that runs
     results = chosen.results / f"{chosen.kind}.json"
     if chosen.kind == "embeddings":
         bench_texts(chosen.rounds, results)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -88,3 +89,37 @@ def costs(found: Report) -> str:
             used = [median(run.cpu_ms_per_token.get(role, 0) for run in runs) for role in roles]
             rows.append((name, str(point.concurrency), *(f"{ms:.2f}" for ms in used), f"{sum(used):.2f}"))
     return table(rows)
+
+
+def plot(found: Report, path: Path) -> None:
+    """Throughput and time to the first token as parts of the last peer's, by how many requests there are at once."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    # Text stays text, and the same input makes the same file.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench"})
+    peer = [name for name in PEERS if any(run.contender == name for run in found.runs)][-1]
+    names = [name for name in _keys(found.runs, lambda run: run.contender) if name != peer]
+    points = _keys(found.runs, lambda run: run.point)
+    width = 1 / (len(names) + 1)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, what, value in (
+        (axes[0], f"tokens/s, as a part of {peer}'s", lambda one: one.tokens_per_second),
+        (axes[1], f"p95 to the first token, times {peer}'s", lambda one: one.ttft_p95),
+    ):
+        for place, name in enumerate(names):
+            parts = [_typical(found, name, point, value) / _typical(found, peer, point, value) for point in points]
+            axis.bar([x + place * width for x in range(len(points))], parts, width, label=name)
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set_xticks([x + 0.4 for x in range(len(points))], [f"{point.concurrency} at once" for point in points])
+        axis.set_title(what, fontsize=10)
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _typical(found: Report, name: str, point: Point, value: Callable[[Measured], float]) -> float:
+    """The median over rounds and clients."""
+    return median(value(run.measured) for run in found.runs if (run.contender, run.point) == (name, point))

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
 from app.builtin import ensure
-from scripts.bench import load
+from scripts.bench import load, report
 from scripts.bench.__main__ import role
 from scripts.bench.contenders import MODEL, Served
 from scripts.bench.load import Measured, Point
@@ -86,7 +86,7 @@ def test_no_two_prompts_are_alike_and_all_contenders_get_the_same() -> None:
     assert first == load.prompts(POINT, 1)
 
 
-def test_ratios_are_of_medians_to_the_peer_with_their_spread() -> None:
+def test_ratios_are_of_medians_to_the_peer_with_their_spread(tmp_path: Path) -> None:
     def runs(contender: str, *rates: float) -> list[Run]:
         return [
             Run(contender, number, "httpx", POINT, Measured(rate, 10, 20 * rate, 1, 1), {"engine": 2.0})
@@ -98,6 +98,8 @@ def test_ratios_are_of_medians_to_the_peer_with_their_spread() -> None:
     assert said[1][2:5] == ["vllm", "100.0", "1.00"]
     assert said[2][2:6] == ["governed", "90.0", "0.90", "(0.80–0.95)"]
     assert costs(found).splitlines()[1].split()[-2:] == ["2.00", "2.00"]
+    report.plot(found, tmp_path / "plot.svg")
+    assert "governed" in (tmp_path / "plot.svg").read_text()
     parsed = json.loads(found.text())
     assert len(parsed["runs"]) == 6
     assert parsed["runs"][0]["measured"]["tokens_per_second"] == 90
