@@ -37,7 +37,7 @@ def bench(names: Sequence[str], points: Sequence[Point], rounds: int, results: P
         for number in range(rounds):
             first = number % len(names)
             for name in [*names[first:], *names[:first]]:
-                with step(f"{name}, round {number + 1} of {rounds}"):
+                with step(f"{name} ({CONTENDERS[name].what}), round {number + 1} of {rounds}"):
                     measure(found, name, number, points, Path(directory))
                 results.write_text(found.text())  # of an interrupted run, what it has measured
     report.plot(found, results.with_suffix(".svg"))
