@@ -92,7 +92,10 @@ def costs(found: Report) -> str:
 
 
 def plot(found: Report, path: Path) -> None:
-    """Throughput and time to the first token as parts of the last peer's, by how many requests there are at once."""
+    """Throughput and time to the first token, by how many requests there are at once.
+
+    As parts of the last peer's, or where no peer was measured of the first contender's.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -100,8 +103,9 @@ def plot(found: Report, path: Path) -> None:
 
     # Text stays text, and the same input makes the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench"})
-    peer = [name for name in PEERS if any(run.contender == name for run in found.runs)][-1]
-    names = [name for name in _keys(found.runs, lambda run: run.contender) if name != peer]
+    measured = _keys(found.runs, lambda run: run.contender)
+    peer = next((name for name in reversed(PEERS) if name in measured), measured[0])
+    names = [name for name in measured if name != peer]
     points = _keys(found.runs, lambda run: run.point)
     width = 1 / (len(names) + 1)
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")

@@ -100,6 +100,10 @@ def test_ratios_are_of_medians_to_the_peer_with_their_spread(tmp_path: Path) -> 
     assert costs(found).splitlines()[1].split()[-2:] == ["2.00", "2.00"]
     report.plot(found, tmp_path / "plot.svg")
     assert "governed" in (tmp_path / "plot.svg").read_text()
+    without = found._replace(runs=runs("bare", 90) + runs("governed", 80))
+    report.plot(without, tmp_path / "plot.svg")
+    assert "bare" in (tmp_path / "plot.svg").read_text()
+    assert ratios(without).splitlines()[1].split()[2:4] == ["bare", "90.0"]
     parsed = json.loads(found.text())
     assert len(parsed["runs"]) == 6
     assert parsed["runs"][0]["measured"]["tokens_per_second"] == 90
