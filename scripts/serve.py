@@ -47,6 +47,20 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
     return list(found)
 
 
+def end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """End the process and every one that it started with this MARK."""
+    ours = marked(MARK, mark)  # before: the environment of a dying process cannot be read
+    # TERM, not INT: a child in the background ignores INT.
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=STOP_SECONDS)
+    _, alive = psutil.wait_procs({*ours, *marked(MARK, mark)}, timeout=STOP_SECONDS)
+    for one in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(alive)
+
+
 class Server:
     """`serve run` as a child process, with a Ray of its own; `what` is its arguments, `variables` its environment.
 
@@ -109,16 +123,7 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process that it started."""
-        ours = marked(MARK, self._mark)  # before: the environment of a dying process cannot be read
-        # TERM, not INT: a child in the background ignores INT.
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=STOP_SECONDS)
-        _, alive = psutil.wait_procs({*ours, *marked(MARK, self._mark)}, timeout=STOP_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive)
+        end(self.process, self._mark)
 
     def _check_alive(self) -> None:
         if self.process.poll() is not None:

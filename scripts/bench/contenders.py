@@ -70,13 +70,7 @@ def _started(command: list[str | Path], variables: Mapping[str, str], key: str, 
         _wait(process, key, log)
         yield Served(serve.URL, key, mark)
     finally:
-        ours = serve.marked(serve.MARK, mark)
-        process.terminate()
-        _, alive = psutil.wait_procs(ours, timeout=serve.STOP_SECONDS)
-        for one in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(alive)
+        serve.end(process, mark)
 
 
 def _wait(process: subprocess.Popen[bytes], key: str, log: Path) -> None:

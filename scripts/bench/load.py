@@ -100,6 +100,17 @@ def by_httpx(served: Served, point: Point, salt: int) -> Measured:
         raise failed.exceptions[0] from None
 
 
+def client(served: Served) -> httpx.AsyncClient:
+    """One with the server's key, patience, and as many connections as are asked for."""
+    return httpx.AsyncClient(
+        base_url=served.url,
+        headers={"Authorization": f"Bearer {served.key}"},
+        timeout=PATIENCE,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=None),
+    )
+
+
 async def _by_httpx(served: Served, point: Point, salt: int) -> Measured:
     waiting = iter(prompts(point, salt))
     first: list[float] = []
@@ -124,13 +135,7 @@ async def _by_httpx(served: Served, point: Point, salt: int) -> Measured:
 
     began = time.perf_counter()
     async with (
-        httpx.AsyncClient(
-            base_url=served.url,
-            headers={"Authorization": f"Bearer {served.key}"},
-            timeout=PATIENCE,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None),
-        ) as http,
+        client(served) as http,
         asyncio.TaskGroup() as clients,
     ):
         for _ in range(point.concurrency):

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from app.builtin import cache_dir
+from app.deployments import batching
 from app.deployments.embeddings import Embeddings
 from app.settings import EmbeddingModel
 from scripts.bench.contenders import Served, ours
-from scripts.bench.load import PATIENCE, SUBJECTS
+from scripts.bench.load import SUBJECTS, client
 from scripts.console import Problem, say, step, table
 
 CORES = 1.5
@@ -116,10 +117,8 @@ async def _ask(served: Served, load: Load) -> tuple[np.ndarray, list[float]]:
             waits.append(time.perf_counter() - sent)
             found[index] = answered.raise_for_status().content
 
-    options: dict[str, Any] = {"timeout": PATIENCE, "trust_env": False, "limits": httpx.Limits(max_connections=None)}
-    headers = {"Authorization": f"Bearer {served.key}"}
     async with (
-        httpx.AsyncClient(base_url=served.url, headers=headers, **options) as http,
+        client(served) as http,
         asyncio.TaskGroup() as clients,
     ):
         for _ in range(load.concurrency):
@@ -140,7 +139,7 @@ def _loop(number: int) -> Iterator[tuple[TextRun, np.ndarray]]:
         given = [text for request in texts(load) for text in request]
         began = time.perf_counter()
         ids = model._tokenizer(given)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        order = batching.by_length(ids)
         parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         done = np.concatenate([model._forward([ids[index] for index in part]) for part in parts])
         seconds = time.perf_counter() - began
