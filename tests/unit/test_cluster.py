@@ -223,8 +223,13 @@ def test_relative_directories_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the machine's own tools say, made up: the first word of a command → its output."""
+    """What the machine's own tools say, made up: the first word of a command → its output.
+
+    And no cluster, though one may run here for other tests. Real ones are looked for in tests/e2e/down.
+    """
     says: dict[str, str] = {}
+    monkeypatch.setattr(traces, "processes", dict[int, str])
+    monkeypatch.setattr(traces, "_cgroups", list[Path])
     monkeypatch.setattr(traces, "_output", lambda *command: says.get(command[0], ""))
     return says
 
