@@ -36,10 +36,13 @@ def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any
 @builder
 def app(settings: Settings) -> Application:
     """All deployments in one application."""
-    from app.deployments import gateway, nlp
+    from app.deployments import fast, gateway, nlp
 
-    engines = _variants(settings) | _generator(settings)
-    every = gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
+    if settings.gateway.fast:
+        every = fast.build(settings)
+    else:
+        engines = _variants(settings) | _generator(settings)
+        every = gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
     _log(every, settings.logging.options("text"))
     return every
 
@@ -72,6 +75,14 @@ def gateway(settings: Settings) -> Application:
     from app.deployments import gateway
 
     return gateway.deployment(settings).bind(settings, remotes(settings))
+
+
+@builder
+def fast(settings: Settings) -> Application:
+    """The one model that there is, with the way in."""
+    from app.deployments import fast
+
+    return fast.build(settings)
 
 
 def _log(part: Any, options: dict[str, str]) -> None:

@@ -489,6 +489,11 @@ class Gateway(Strict):
     max_body_mib: float = Field(
         default=8, gt=0, description="Largest body of a request, in MiB; a larger one is a 413."
     )
+    fast: bool = Field(
+        default=False,
+        description="The gateway is in the replicas of the model, of which there is one, in one variant and unguarded, "
+        "and nothing else: fewer steps for each token.",
+    )
     scaling: GatewayScaling = Field(default=GatewayScaling(), description="Replicas, and what each takes on.")
     # Hardly any core, since on two cores the engines have them all; more than none, or Ray puts it on the head.
     placement: Placement = Field(
@@ -604,6 +609,51 @@ class Settings(Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _fast_is_alone(self) -> Self:
+        reason = next(self._against_fast(), None) if self.gateway.fast else None
+        if reason:
+            raise ValueError(f"{reason}, or leave gateway.fast out")
+        return self
+
+    def _against_fast(self) -> Iterator[str]:
+        """What `gateway.fast` cannot, each with a fix."""
+        if len(self.models) != 1:
+            yield f"gateway.fast = True: is for one model, and there are {len(self.models)}; fix: keep one"
+            return
+        (model,) = self.models
+        if len(model.variants) > 1:
+            yield (
+                f"models.0.variants: are {len(model.variants)}, and with gateway.fast the gateway is in the replicas "
+                "of one; fix: keep one"
+            )
+        if model.guard:
+            yield (
+                "models.0.guard: with gateway.fast there is no classifier beside the model; "
+                "fix: set models.0.guard to null"
+            )
+        lists, parts = ("embeddings", "classifiers", "rerankers"), ("generate", "moderation", "pipeline")
+        more = [
+            f"{key} to {nothing}"
+            for keys, nothing in ((lists, "[]"), (parts, "null"))
+            for key in keys
+            if getattr(self, key)
+        ]
+        if more:
+            yield f"gateway.fast = True: serves one model and nothing else; fix: set {', '.join(more)}"
+        autoscaling = model.variants[0].scaling.autoscaling_config
+        if autoscaling and not autoscaling.min_replicas:
+            yield (
+                "models.0.variants.0.scaling.autoscaling_config.min_replicas = 0: with gateway.fast there is no "
+                "gateway without a replica, so nobody would be asked for a key; fix: set it to 1 or more"
+            )
+        for key in ("scaling", "placement"):
+            if getattr(self.gateway, key) != Gateway.model_fields[key].default:
+                yield (
+                    f"gateway.{key}: with gateway.fast the gateway's replicas are the model's; "
+                    f"fix: say it in models.0.variants.0.{key}"
+                )
+
     def _references(self) -> Iterator[tuple[str, str, str]]:
         """Key, name, and the list where a thing of that name must be."""
         for key, name in self._safety():
@@ -666,7 +716,7 @@ def weights(settings: Settings) -> Iterator[tuple[str, LanguageModel | Embedding
 
 def stages(settings: Settings) -> dict[str, Stage | Gateway]:
     """Every deployment that loads none, by where its settings are."""
-    found: dict[str, Stage | Gateway] = {"gateway": settings.gateway}
+    found: dict[str, Stage | Gateway] = {} if settings.gateway.fast else {"gateway": settings.gateway}
     if settings.pipeline:
         found |= {"pipeline": settings.pipeline, "pipeline.preprocess": settings.pipeline.preprocess}
         if settings.pipeline.summary:
@@ -777,6 +827,11 @@ def serve_config(settings: Settings) -> dict[str, Any]:
     what may change live is in the deployments' user_config.
     """
     given = settings.model_dump(mode="json")
+    logging_config = settings.logging.options("json")
+    if settings.gateway.fast:
+        model = {**_alone(settings.models[0], settings.models[0].variants[0]), "pins": settings.models[0].pins}
+        fast = {**_NOTHING, "models": [model], **_pick(given, "gateway", "auth")}
+        return {"applications": [_application("gateway", "fast", fast, route="/")], "logging_config": logging_config}
     parts = [
         _application(f"{slug(model.name)}@{variant.name}", "variant", {**_NOTHING, "models": [_alone(model, variant)]})
         for model in settings.models
@@ -802,7 +857,7 @@ def serve_config(settings: Settings) -> dict[str, Any]:
     }
     user_config = live(settings).model_dump(mode="json")
     parts.append(_application("gateway", "gateway", gateway, [{"name": "Gateway", "user_config": user_config}], "/"))
-    return {"applications": parts, "logging_config": settings.logging.options("json")}
+    return {"applications": parts, "logging_config": logging_config}
 
 
 def environment(settings: Settings) -> dict[str, str]:

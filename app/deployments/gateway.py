@@ -41,13 +41,22 @@ READY_SECONDS = 30.0
 
 def deployment(settings: Settings) -> serve.Deployment:
     """The Serve deployment that answers HTTP."""
-    gateway = settings.gateway
+    return serve.deployment(
+        name="Gateway",
+        user_config=live(settings).model_dump(),
+        ray_actor_options=settings.gateway.placement.options(),
+        **settings.gateway.scaling.options(),
+    )(make_fastapi_ingress(Gateway, endpoint_map=openai.ROUTES, app=api(settings)))
+
+
+def api(settings: Settings) -> FastAPI:
+    """All routes but those of OpenAI's that Ray's ingress has, and what every request goes through."""
     api = FastAPI(title="Ray Serve blueprint")
     if settings.auth.keys_file:
         api.add_middleware(auth.Authenticate, settings.auth.keys_file, settings.auth.redis_url)
     errors.install(api)
     engine_errors.install(api)
-    api.add_middleware(BodyLimit, largest=int(gateway.max_body_mib * 2**20))
+    api.add_middleware(BodyLimit, largest=int(settings.gateway.max_body_mib * 2**20))
     api.add_middleware(RequestLog)
     for module in (openai, embeddings, health):
         api.include_router(module.router, responses=errors.DOCUMENTED)
@@ -61,12 +70,7 @@ def deployment(settings: Settings) -> serve.Deployment:
     for router, served in optional:
         if served:
             api.include_router(router, responses=errors.DOCUMENTED)
-    return serve.deployment(
-        name="Gateway",
-        user_config=live(settings).model_dump(),
-        ray_actor_options=gateway.placement.options(),
-        **gateway.scaling.options(),
-    )(make_fastapi_ingress(Gateway, endpoint_map=openai.ROUTES, app=api))
+    return api
 
 
 class Target(NamedTuple):

@@ -168,6 +168,10 @@ CONTENDERS = {
         "ours without keys, limits, second variant and guard",
         partial(ours, {"models": [{"name": NAME}]}, governed=False),
     ),
+    "fast": Contender(
+        "ours with keys and limits, its gateway in the model's replica",
+        partial(ours, {"models": [{"name": NAME}], "gateway": {"fast": True}}),
+    ),
     "governed": Contender("ours with keys, limits and two variants", partial(ours, _chat())),
     "guarded": Contender(
         "the same, and a guard", partial(ours, {**_chat(guard={"classifier": "safety"}), "classifiers": [SAFETY]})

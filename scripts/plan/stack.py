@@ -96,6 +96,12 @@ def choose(stack_name: str, stack: StackConfig, name: str) -> Planned:
             "planned, and it takes none",
             "name a variant on GPUs with MODEL=, or set num_gpus",
         )
+    if stack.serving.gateway.fast:
+        raise Problem(
+            f"Pulumi.{stack_name}.yaml: serving.gateway.fast = True: who waits, waits in the replicas, which is not "
+            "simulated",
+            "plan it without fast: as many replicas work on as many requests",
+        )
     demand = next(demand for demand in demands(stack.serving) if demand.key == key)
     group = next(group for group in stack.workers if group.holds(demand))
     return Planned(stack, stack.cluster, key, chosen, variant, group)

@@ -12,6 +12,7 @@ from app.options import Autoscaling, GpuPlacement, Scaling
 from app.settings import (
     Classifier,
     EmbeddingModel,
+    Gateway,
     Guard,
     Model,
     Reranker,
@@ -96,6 +97,18 @@ def test_all_of_it_is_one_application_here() -> None:
     assert here.ingress_deployment_name == "Gateway"
     everything = set[str]().union(*(names(built(name)) for name in APPLICATIONS))
     assert names(here) == everything - {"Nlp"}
+
+
+def test_the_fast_path_is_one_deployment_here_and_in_a_cluster() -> None:
+    nothing = {"embeddings": [], "classifiers": [], "rerankers": [], "generate": None}
+    fast = Settings(gateway=Gateway(fast=True), moderation=None, pipeline=None, **nothing)
+    (application,) = ServeDeploySchema.model_validate(serve_config(fast)).applications
+    assert (application.name, application.route_prefix) == ("gateway", "/")
+    for build, args in ((main.app, fast.model_dump(mode="json")), (main.fast, application.args)):
+        (deployment,) = build_app(build(args), name="gateway").deployments
+        assert deployment.name == "LLM:chat@stable"
+        # Who waits, waits in it, so that /health need not.
+        assert deployment._deployment_config.max_ongoing_requests == fast.gateway.scaling.max_ongoing_requests
 
 
 def test_what_the_gateway_is_told_is_what_it_starts_with() -> None:

@@ -147,6 +147,11 @@ NOTHING: dict[str, Any] = {
 """Settings of nothing at all, to add to."""
 
 
+def fast(model: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The fast path to one model."""
+    return {**NOTHING, "models": [model], "gateway": {"fast": True}, **more}
+
+
 # Data, the start of the line about it, and what the fix must name.
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     # Keys that are not there, on every level.
@@ -627,6 +632,40 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         {"tracing": {"endpoint": "http://me:secret@host:4318"}},
         "tracing.endpoint: holds a password in the clear",
         "a collector that asks for none",
+    ),
+    # The fast path.
+    (
+        {"gateway": {"fast": True}},
+        "gateway.fast = True: serves one model and nothing else",
+        "set embeddings to [], classifiers to [], rerankers to [], generate to null, moderation to null, pipeline to "
+        "null, or leave gateway.fast out",
+    ),
+    (fast({}, models=[{}, {"name": "b"}]), "gateway.fast = True: is for one model, and there are 2", "keep one, or"),
+    (
+        fast({}, models=[], embeddings=[{}]),
+        "gateway.fast = True: is for one model, and there are 0",
+        "or leave gateway.fast out",
+    ),
+    (fast({"variants": [{}, {"name": "b"}]}), "models.0.variants: are 2, and with gateway.fast", "keep one, or"),
+    (
+        fast({"guard": {}}, classifiers=[SAFETY]),
+        "models.0.guard: with gateway.fast there is no classifier",
+        "set models.0.guard to null",
+    ),
+    (
+        fast({"variants": [{"scaling": {"autoscaling_config": {"min_replicas": 0}}}]}),
+        f"{VARIANT}.scaling.autoscaling_config.min_replicas = 0: with gateway.fast there is no gateway",
+        "set it to 1 or more",
+    ),
+    (
+        fast({}, gateway={"fast": True, "scaling": {"num_replicas": 2}}),
+        "gateway.scaling: with gateway.fast the gateway's replicas are the model's",
+        "say it in models.0.variants.0.scaling, or leave",
+    ),
+    (
+        fast({}, gateway={"fast": True, "placement": {"num_cpus": 2}}),
+        "gateway.placement: with gateway.fast the gateway's replicas are the model's",
+        "say it in models.0.variants.0.placement",
     ),
 ]
 
@@ -1158,3 +1197,8 @@ def test_needs_neither_ray_nor_torch() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_fast_path_takes_what_its_model_takes() -> None:
+    settings = parse(fast({"variants": [{"scaling": {"num_replicas": 3}}]}))
+    assert [(demand.key, demand.replicas) for demand in demands(settings)] == [("models.0.variants.0", 3)]
