@@ -80,7 +80,7 @@ forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000), Ray's DASHBOARD
 down: .venv-infra/.installed ## take STACK away and leave nothing behind; production wants its name, CONFIRM=<stack>
 	@$(INFRA) -m scripts.down $(STACK) --confirm "$(CONFIRM)"
 
-bench: .venv/.installed ## measure KIND=chat (CONTENDERS= CONCURRENCY= choose some) or KIND=embeddings, ROUNDS=3 times, into bench/results
+bench: .venv/.installed ## measure KIND=chat (CONTENDERS= CONCURRENCY= choose some), embeddings or overload, ROUNDS=3 times, into bench/results
 	@$(APP) -m scripts.bench $(KIND) --contenders "$(CONTENDERS)" --concurrency "$(CONCURRENCY)" \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RESULTS),--results $(RESULTS))
 

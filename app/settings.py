@@ -829,8 +829,8 @@ def serve_config(settings: Settings) -> dict[str, Any]:
     given = settings.model_dump(mode="json")
     logging_config = settings.logging.options("json")
     if settings.gateway.fast:
-        model = {**_alone(settings.models[0], settings.models[0].variants[0]), "pins": settings.models[0].pins}
-        fast = {**_NOTHING, "models": [model], **_pick(given, "gateway", "auth")}
+        (model,) = settings.models
+        fast = {**_NOTHING, "models": [_alone(model, model.variants[0])], **_pick(given, "gateway", "auth")}
         return {"applications": [_application("gateway", "fast", fast, route="/")], "logging_config": logging_config}
     parts = [
         _application(f"{slug(model.name)}@{variant.name}", "variant", {**_NOTHING, "models": [_alone(model, variant)]})

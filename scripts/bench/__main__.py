@@ -17,7 +17,7 @@ from typing import TypeVar
 import psutil
 
 from app.builtin import cache_dir, ensure
-from scripts.bench import load, report, texts
+from scripts.bench import load, overload, report, texts
 from scripts.bench.contenders import CONTENDERS, MODEL, Served
 from scripts.bench.load import Point
 from scripts.bench.report import Report, Run
@@ -47,11 +47,23 @@ def bench(names: Sequence[str], points: Sequence[Point], rounds: int, results: P
 def bench_texts(rounds: int, results: Path) -> None:
     """The same for embeddings. Raises Problem, also when vectors differ."""
     runs = texts.bench(rounds)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"  {json.dumps({**run._asdict(), 'load': run.load._asdict()})}" for run in runs)
-    head = json.dumps({"versions": versions(), "machine": machine()}, indent=1)
-    results.write_text(f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
+    _write(results, [{**run._asdict(), "load": run.load._asdict()} for run in runs])
     say(f"\n{texts.report(runs)}\n\nresults: {results}")
+
+
+def bench_overload(rounds: int, results: Path) -> None:
+    """What ten times its capacity does to our server. Raises Problem when a request is lost."""
+    runs = overload.bench(rounds)
+    _write(results, [run._asdict() for run in runs])
+    say(f"\n{overload.report(runs)}\n\nresults: {results}")
+
+
+def _write(results: Path, runs: Sequence[Mapping[str, object]]) -> None:
+    """Versions, machine, and a line for each run."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"versions": versions(), "machine": machine()}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(run)}" for run in runs)
+    results.write_text(f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
 
 
 def measure(found: Report, name: str, number: int, points: Sequence[Point], scratch: Path) -> None:
@@ -134,7 +146,7 @@ def machine() -> dict[str, object]:
 
 def _command() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("kind", nargs="?", choices=("chat", "embeddings"), default="chat")
+    parser.add_argument("kind", nargs="?", choices=("chat", "embeddings", "overload"), default="chat")
     parser.add_argument("--contenders", default="", help="some of chat's, by commas; all when left out")
     parser.add_argument("--concurrency", default="", help="some of chat's, by commas; all when left out")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each")
@@ -143,8 +155,8 @@ def _command() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # and so end the server that runs
     results = chosen.results / f"{chosen.kind}.json"
-    if chosen.kind == "embeddings":
-        bench_texts(chosen.rounds, results)
+    if chosen.kind != "chat":
+        (bench_texts if chosen.kind == "embeddings" else bench_overload)(chosen.rounds, results)
         return
     names = _some("CONTENDERS", chosen.contenders, CONTENDERS)
     points = _some("CONCURRENCY", chosen.concurrency, {str(point.concurrency): point for point in POINTS})

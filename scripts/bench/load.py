@@ -121,7 +121,7 @@ async def _by_httpx(served: Served, point: Point, salt: int) -> Measured:
         nonlocal total
         for prompt in waiting:
             sent = last = time.perf_counter()
-            async with http.stream("POST", "/v1/chat/completions", json=_body(prompt, point.tokens)) as answered:
+            async with http.stream("POST", "/v1/chat/completions", json=body(prompt, point.tokens)) as answered:
                 if answered.status_code != 200:
                     raise Problem(f"{answered.status_code}: {await answered.aread()}", "read the server's log")
                 async for line in answered.aiter_lines():
@@ -146,7 +146,8 @@ async def _by_httpx(served: Served, point: Point, salt: int) -> Measured:
     return Measured(total / seconds, *_percentiles(first), *_percentiles(between))
 
 
-def _body(prompt: str, tokens: int) -> dict[str, object]:
+def body(prompt: str, tokens: int) -> dict[str, object]:
+    """A request for a stream of so many tokens."""
     options = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
     messages = [{"role": "user", "content": prompt}]
     return {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": tokens, **options}
@@ -164,7 +165,7 @@ def golden(served: Served) -> list[str]:
     with httpx.Client(base_url=served.url, headers=headers, timeout=PATIENCE, trust_env=False) as http:
         for prompt in GOLDEN:
             messages = [{"role": "user", "content": prompt}]
-            body = {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": 24}
-            answered = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+            asked = {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": 24}
+            answered = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
             answers.append(answered["choices"][0]["message"]["content"])
     return answers

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
 from app.builtin import ensure
-from scripts.bench import load, report
+from scripts.bench import load, overload, report
 from scripts.bench.__main__ import role
 from scripts.bench.contenders import MODEL, Served
 from scripts.bench.load import Measured, Point
@@ -24,27 +24,39 @@ from scripts.console import Problem
 
 PACE_S = 0.05
 POINT = Point(4, 8, 5)
+PLACES = 8
 
 
 @pytest.fixture(scope="module")
 def paced() -> Iterator[Served]:
     """A fake of a model's server: each token takes PACE_S, for all at once."""
     api = FastAPI()
+    under_way = 0
+
+    @api.get("/health")
+    async def health() -> bool:
+        return True
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
+        nonlocal under_way
         body = await request.json()
+        if under_way == PLACES:
+            return JSONResponse({"error": {"message": "full"}}, 429, headers={"retry-after": "1"})
         if "fail" in body["messages"][0]["content"]:
             return JSONResponse({"error": {"message": "no"}}, 500)
 
         async def events() -> AsyncIterator[str]:
+            nonlocal under_way
             for _ in range(body["max_completion_tokens"]):
                 await asyncio.sleep(PACE_S)
                 yield _event({"choices": [{"index": 0, "delta": {"content": "so"}}]})
             usage = {"prompt_tokens": 3, "completion_tokens": body["max_completion_tokens"], "total_tokens": 8}
             yield _event({"choices": [], "usage": usage})
             yield "data: [DONE]\n\n"
+            under_way -= 1
 
+        under_way += 1
         return StreamingResponse(events(), media_type="text/event-stream")
 
     with socket.socket() as listening:
@@ -120,3 +132,13 @@ def test_processes_are_told_by_what_they_do() -> None:
         "bash": "other",
     }
     assert {title: role(title) for title in said} == said
+
+
+def test_a_flood_counts_what_is_answered_and_what_is_refused(paced: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overload, "FULL", Point(PLACES, 0, 5))
+    capacity = PLACES / (5 * PACE_S)
+    found = asyncio.run(overload.flood(paced, 10 * capacity, 2.0))
+    assert 0.5 * capacity < found.tokens / 5 / found.seconds < 1.1 * capacity
+    assert found.requests > len(found.refused) > 0.5 * found.requests
+    assert found.health
+    assert found.recovery > 0

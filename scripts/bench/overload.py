@@ -1,0 +1,202 @@
+"""Ten times what a model can do: what of it is answered, how fast the rest is refused, and what is left of it later."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import httpx
+import numpy as np
+import psutil
+
+from app.builtin import cache_dir
+from scripts.bench import load
+from scripts.bench.contenders import NAME, Served, ours
+from scripts.bench.load import Point, client
+from scripts.console import Problem, say, step, table
+
+PLACES, QUEUE = 16, 16
+FULL = Point(PLACES, 96, 64)
+TIMES, SECONDS = 10, 60.0
+SCALING = {"max_ongoing_requests": PLACES, "max_queued_requests": QUEUE, "health_check_period_s": 2}
+SETTINGS = {"models": [{"name": NAME, "variants": [{"scaling": SCALING}]}]}
+
+
+class Overload(NamedTuple):
+    """What one round has found. Rates in tokens a second, times in ms or s, memory in GiB."""
+
+    round: int
+    before: float
+    """At full load: as many clients as places."""
+    offered: float
+    """At ten times as many requests a second."""
+    answered: float
+    requests: int
+    refused: int
+    """With 429 and Retry-After; any other answer ends the run."""
+    refused_p50_ms: float
+    refused_p95_ms: float
+    health_p95_ms: float
+    """Of /health, asked twice a second meanwhile."""
+    recovery_s: float
+    """From the end of it until a new request is answered in full."""
+    after: float
+    """At full load again."""
+    memory_before: float
+    memory_most: float
+    memory_after: float
+    replaced: int
+    """Processes of replicas and engines that are not those of the beginning."""
+
+
+def bench(rounds: int) -> list[Overload]:
+    """A start of the server for each. Raises Problem when a request is neither answered nor refused as it should be."""
+    found: list[Overload] = []
+    for number in range(rounds):
+        with (
+            step(f"overload, round {number + 1} of {rounds}"),
+            ours(SETTINGS, cache_dir() / "bench-overload.log") as one,
+        ):
+            load.by_httpx(one, Point(8, 16, 16), number)
+            found.append(_measured(one, number))
+            say(f"    {found[-1]}")
+    return found
+
+
+def _measured(served: Served, number: int) -> Overload:
+    before = load.by_httpx(served, FULL, 10 * number + 1).tokens_per_second
+    workers, memory = set(_workers(served)), _memory(served)
+    rate = TIMES * before / FULL.tokens
+    found = asyncio.run(flood(served, rate, SECONDS))
+    after = load.by_httpx(served, FULL, 10 * number + 2).tokens_per_second
+    return Overload(
+        round=number,
+        before=before,
+        offered=rate * FULL.tokens,
+        answered=found.tokens / found.seconds,
+        requests=found.requests,
+        refused=len(found.refused),
+        refused_p50_ms=_percentile(found.refused, 50),
+        refused_p95_ms=_percentile(found.refused, 95),
+        health_p95_ms=_percentile(found.health, 95),
+        recovery_s=found.recovery,
+        after=after,
+        memory_before=memory,
+        memory_most=max(found.memory),
+        memory_after=_memory(served),
+        replaced=len(set(_workers(served)) ^ workers),
+    )
+
+
+def _percentile(seconds: list[float], part: int) -> float:
+    """In ms."""
+    return float(np.percentile(seconds, part)) * 1000 if seconds else 0.0
+
+
+class Flood:
+    """What became of requests that came at a pace of their own. Times in seconds."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        """Of answers that came in full while requests came."""
+        self.requests = 0
+        self.seconds = 0.0
+        self.recovery = 0.0
+        self.refused: list[float] = []
+        self.health: list[float] = []
+        self.memory: list[float] = []
+        self.wrong: Counter[str] = Counter()
+
+
+async def flood(served: Served, rate: float, seconds: float) -> Flood:
+    """Requests come at random, `rate` a second, whatever becomes of the earlier ones. Problem when one is lost."""
+    found = Flood()
+    chosen = np.random.default_rng(0)
+    prompts = load.prompts(Point(0, int(rate * seconds * 2), FULL.tokens), 7)
+    ends = time.perf_counter() + seconds
+
+    async def ask(http: httpx.AsyncClient, prompt: str) -> bool:
+        sent = time.perf_counter()
+        body = load.body(prompt, FULL.tokens)
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answered:
+            text = (await answered.aread()).decode()
+            now = time.perf_counter()
+            if answered.status_code == 429 and int(answered.headers["retry-after"]) > 0:
+                found.refused.append(now - sent)
+            elif answered.status_code != 200 or '"usage":{' not in text:
+                found.wrong[f"{answered.status_code}: {text[-200:]}"] += 1
+            else:
+                found.tokens += FULL.tokens if now < ends else 0
+                return True
+            return False
+
+    async def watch(http: httpx.AsyncClient) -> None:
+        while time.perf_counter() < ends:
+            sent = time.perf_counter()
+            (await http.get("/health")).raise_for_status()
+            found.health.append(time.perf_counter() - sent)
+            found.memory.append(await asyncio.to_thread(_memory, served))
+            await asyncio.sleep(0.5)
+
+    began = time.perf_counter()
+    async with client(served) as http, asyncio.TaskGroup() as group:
+        group.create_task(watch(http))
+        due = began
+        for prompt in prompts:
+            due += chosen.exponential(1 / rate)
+            if due > ends:
+                break
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            group.create_task(ask(http, prompt))
+            found.requests += 1
+        found.seconds = (stopped := time.perf_counter()) - began
+        while not await ask(http, "and now?"):
+            await asyncio.sleep(1)
+        found.recovery = time.perf_counter() - stopped
+    if found.wrong:
+        raise Problem(f"neither answered nor refused as it should be: {dict(found.wrong)}", "read the server's log")
+    return found
+
+
+def _memory(served: Served) -> float:
+    """GiB of all its processes; what they share counts once."""
+    return sum(_of(process) for process in served.processes()) / 2**30
+
+
+def _of(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:
+        return 0.0
+
+
+def _workers(served: Served) -> Iterator[int]:
+    for process in served.processes():
+        try:
+            if "ServeReplica" in (title := " ".join(process.cmdline())) or "EngineCore" in title:
+                yield process.pid
+        except psutil.Error:
+            continue
+
+
+def report(runs: list[Overload]) -> str:
+    """A column for each round."""
+    rows = [("", *(f"round {run.round + 1}" for run in runs))]
+
+    def row(name: str, values: list[str]) -> None:
+        rows.append((name, *values))
+
+    row("tokens/s at full load", [f"{run.before:.0f}" for run in runs])
+    row("… of which while ten times came", [f"{run.answered / run.before:.2f}" for run in runs])
+    row("… and afterwards", [f"{run.after / run.before:.2f}" for run in runs])
+    row("requests, refused of them", [f"{run.requests}, {run.refused}" for run in runs])
+    row("refused after, p50 / p95 ms", [f"{run.refused_p50_ms:.0f} / {run.refused_p95_ms:.0f}" for run in runs])
+    row("/health, p95 ms", [f"{run.health_p95_ms:.0f}" for run in runs])
+    row("a new request answered after, s", [f"{run.recovery_s:.1f}" for run in runs])
+    row(
+        "memory before / most / after, GiB",
+        [f"{run.memory_before:.2f} / {run.memory_most:.2f} / {run.memory_after:.2f}" for run in runs],
+    )
+    row("replicas or engines replaced", [str(run.replaced) for run in runs])
+    return table(rows)
