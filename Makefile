@@ -85,9 +85,9 @@ bench: .venv/.installed ## measure KIND=chat (CONTENDERS= CONCURRENCY= choose so
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RESULTS),--results $(RESULTS))
 
 test: setup ## unit and infrastructure tests, the AWS provider, and the real server driven by the OpenAI client
-	$(INFRA) -m pytest tests/unit tests/infra
-	$(MAKE) aws
-	$(APP) -m pytest tests/app
+	$(TWICE) $(INFRA) -m pytest tests/unit tests/infra
+	$(TWICE) $(MAKE) aws
+	$(TWICE) $(APP) -m pytest tests/app
 
 aws: .venv-infra/.installed ## each stack's AWS half to the real AWS provider and back, against a fake AWS (TF_PLUGIN_MIRROR=)
 	$(INFRA) -m pytest --capture=no tests/aws
