@@ -93,6 +93,7 @@ class ApiError(HTTPException):
 
 def install(api: FastAPI) -> None:
     """Make every error of `api` an OpenAI error."""
+    # Coroutines, all of them: Starlette calls a function in a thread, and a busy model refuses many.
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _http_error)
@@ -100,12 +101,12 @@ def install(api: FastAPI) -> None:
     api.add_middleware(_LastResort)
 
 
-def _api_error(_: Request, error: Exception) -> JSONResponse:
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return error.response()
 
 
-def _invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422 as OpenAI's 400. The first of its errors is the one to mend first."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -121,7 +122,7 @@ def _invalid_request(_: Request, error: Exception) -> JSONResponse:
     return ApiError(400, f"{param}: {reason}" if param else reason, param=param).response()
 
 
-def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     reason = error.detail
     if reason == HTTPStatus(error.status_code).phrase:  # the router's own: no such route or method

@@ -17,6 +17,9 @@ from app.deployments import batching
 from app.errors import ApiError
 from app.settings import EmbeddingModel
 
+PASS = 8
+"""Texts in one pass of the model on a CPU: each pays for the longest one beside it (docs/performance.md)."""
+
 
 def build(model: EmbeddingModel) -> Application:
     """The Serve deployment of one embedding model."""
@@ -75,10 +78,19 @@ class Embeddings:
 
     @serve.batch
     async def _encode(self, batch: list[list[int]]) -> list[np.ndarray]:
-        """The vectors of a batch of tokenised texts, in one pass of the model."""
+        """The vectors of a batch of tokenised texts."""
         with self._turns.taken():
             # In a thread, or nobody else is answered meanwhile.
-            return list(await asyncio.to_thread(self._forward, batch))
+            return await asyncio.to_thread(self._vectors, batch)
+
+    def _vectors(self, batch: list[list[int]]) -> list[np.ndarray]:
+        most = PASS if self._device.type == "cpu" else len(batch)
+        order = batching.by_length(batch)
+        found: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), most):
+            part = order[start : start + most]
+            found |= zip(part, self._forward([batch[index] for index in part]), strict=True)
+        return [found[index] for index in range(len(batch))]
 
     @torch.inference_mode()
     def _forward(self, batch: list[list[int]]) -> np.ndarray:

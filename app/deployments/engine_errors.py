@@ -42,7 +42,7 @@ def _engine_error(status: int, message: str, param: str | None) -> Exception:
     return ApiError(status, reason, param=param, code=code)
 
 
-def _vllm_error(_: Request, error: Exception) -> JSONResponse:
+async def _vllm_error(_: Request, error: Exception) -> JSONResponse:
     """An error that vLLM's request models raise: not a ValueError, so FastAPI does not catch it."""
     info = create_error_response(error).error
     refused = _engine_error(info.code, info.message, info.param)
@@ -50,7 +50,7 @@ def _vllm_error(_: Request, error: Exception) -> JSONResponse:
     return refused.response()
 
 
-def _ray_error(_: Request, error: Exception) -> JSONResponse:
+async def _ray_error(_: Request, error: Exception) -> JSONResponse:
     """An error of Ray's ingress: a time-out."""
     assert isinstance(error, OpenAIHTTPException)
     return ApiError(error.status_code, error.message).response()

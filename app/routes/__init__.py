@@ -24,7 +24,7 @@ def examples(**bodies: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"examples": named}}}}
 
 
-def _gateway() -> Any:
+async def _gateway() -> Any:  # else FastAPI would call it in a thread
     return serve.get_replica_context().servable_object
 
 

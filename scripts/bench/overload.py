@@ -99,7 +99,7 @@ class Flood:
 
     def __init__(self) -> None:
         self.tokens = 0
-        """Of answers that came in full while requests came."""
+        """That came while requests came, of answers that came in full."""
         self.requests = 0
         self.seconds = 0.0
         self.recovery = 0.0
@@ -120,14 +120,15 @@ async def flood(served: Served, rate: float, seconds: float) -> Flood:
         sent = time.perf_counter()
         body = load.body(prompt, FULL.tokens)
         async with http.stream("POST", "/v1/chat/completions", json=body) as answered:
-            text = (await answered.aread()).decode()
-            now = time.perf_counter()
+            last = ""
+            async for line in answered.aiter_lines():
+                last = line or last
+                found.tokens += '"content":"' in line and time.perf_counter() < ends
             if answered.status_code == 429 and int(answered.headers["retry-after"]) > 0:
-                found.refused.append(now - sent)
-            elif answered.status_code != 200 or '"usage":{' not in text:
-                found.wrong[f"{answered.status_code}: {text[-200:]}"] += 1
+                found.refused.append(time.perf_counter() - sent)
+            elif answered.status_code != 200 or last != "data: [DONE]":
+                found.wrong[f"{answered.status_code}: {last[-200:]}"] += 1
             else:
-                found.tokens += FULL.tokens if now < ends else 0
                 return True
             return False
 
