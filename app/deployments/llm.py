@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from app import tracing
 from app.deployments import engines
 from app.deployments.engines import Liveness
+from app.deployments.gathered import gathered
 from app.errors import ApiError
 from app.settings import Model, Variant
 
@@ -103,6 +104,9 @@ class LLM(LLMServer):
         raw_request_info = RawRequestInfo({**headers, **tracing.headers()})
         stream = await super()._run_request(request, raw_request_info=raw_request_info, **kwargs)
         return self._liveness.noting(stream)
+
+    def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
+        return gathered(generator, self._get_batch_interval_ms() / 1000)
 
     async def answer(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         """The likeliest answer to a conversation, for deployments that cannot import vLLM's types.

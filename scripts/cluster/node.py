@@ -118,14 +118,17 @@ class Node:
 
     def pause(self, seconds: float) -> None:
         """Wait, but notice a component that died, and the end of standard input, which means: stop."""
-        if select.select([sys.stdin], [], [], seconds)[0]:
-            sys.exit()
+        self.rest(seconds)
         for name, process in self.running.items():
             if process.poll() is not None:
                 raise Problem(
                     f"{name} ended with status {process.returncode}:\n{log_tail(name)}",
                     f"the whole log is {log_file(name)}",
                 )
+
+    def rest(self, seconds: float) -> None:
+        if select.select([sys.stdin], [], [], seconds)[0]:
+            sys.exit()
 
     def until(self, what: str, happened: Callable[[], bool], seconds: float = 240) -> None:
         with step(what):
@@ -176,7 +179,11 @@ class Node:
 
     def watch(self) -> None:
         while True:
-            self.pause(0.5)
+            self.rest(0.5)
+            # On other nodes systemd brings it back (Restart=always); pods live on in their shims meanwhile.
+            if self.running["containerd"].poll() is not None:
+                self.start_runtime()
+            self.pause(0)
             self.reap()
 
     def reap(self) -> None:

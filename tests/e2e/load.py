@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,19 +44,17 @@ KEY = "LOAD_API_KEY"
 TWO = {"scaling": {"num_replicas": 2}}
 
 
-def serving(seed: int = 0) -> dict[str, Any]:
-    """A language model whose canary has this seed, a classifier, and two of each that need no core of their own."""
-    models = [chat(weights=(1, 0), canary={"engine": {"seed": seed}})]
-    classifier = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}, **TWO}
-    return little(models=models, embeddings=[], classifiers=[classifier], gateway=TWO)
+def serving(weights: tuple[float, ...] = (1,), canary: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A language model with as many variants as weights, and a classifier that needs no core of its own."""
+    classifier = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}, **more}
+    models = [chat(weights, canary)]
+    return little(models=models, embeddings=[], classifiers=[classifier], gateway=more)
 
 
-STACK: dict[str, Any] = {
-    "serving": serving(),
-    "head": {"memory_gib": 4},
-    "workers": [{"name": "cpu", "min_replicas": 2, "max_replicas": 2, "memory_gib": 9}],
-}
-"""Keys of a stack for this load: two workers, so that one can go."""
+def keys(workers: int, **more: Any) -> dict[str, Any]:
+    """Keys of a stack for this load."""
+    group = {"name": "cpu", "min_replicas": workers, "max_replicas": workers, "memory_gib": 9}
+    return {"serving": serving(**more), "head": {"memory_gib": 4}, "workers": [group]}
 
 
 @dataclass

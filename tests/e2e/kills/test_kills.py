@@ -7,28 +7,78 @@ ours.
 
 import json
 import re
+import subprocess
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.clusters import NATIVE_ADDRESS
 from infra.config import StackConfig
 from infra.platform import kuberay
+from scripts import packages
+from scripts.cluster.layout import Record
 from scripts.kubectl import Kubectl
 from scripts.observe import look
 from tests.e2e.conftest import Stack
-from tests.e2e.load import STACK, STREAMS, Lost, loaded
+from tests.e2e.load import STREAMS, TWO, Lost, keys, loaded
 
 NAMESPACE = StackConfig().namespace
 CALM_S = 45
 """After so long without a loss, all is well again: Serve replaces a replica after three health checks in 30 s."""
+PASSWORD = uuid.uuid4().hex
+KEPT: dict[str, Any] = {
+    **keys(workers=2, weights=(1, 0), **TWO),
+    "gcs_fault_tolerance": {
+        "redis_address": f"{NATIVE_ADDRESS}:6379",
+        "redis_password": {"name": "ray-redis", "key": "password"},
+    },
+}
+"""Keys of a stack with two of each but the language model, so that one can go, and the head's state in Redis."""
+
+
+def inside(*command: str, namespaces: Iterable[str] = ("net",), **options: Any) -> subprocess.Popen[str]:
+    """A process in the cluster's network, or in others of its namespaces."""
+    record = Record.load()
+    assert record
+    entered = ["nsenter", *(f"--{kind}" for kind in namespaces), f"--target={record.node}", "--", *command]
+    return subprocess.Popen(entered, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def redis(deployed: Any) -> Iterator[None]:
+    """A Redis that asks for a password and keeps nothing on the disk."""
+    packages.ensure({"redis-server": "redis-server"})
+    with inside("redis-server", "-") as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(f'bind {NATIVE_ADDRESS}\nsave ""\nrequirepass {PASSWORD}\n')
+        process.stdin.close()
+        try:
+            assert any("Ready to accept connections" in line for line in process.stdout)
+            yield
+        finally:
+            process.kill()
+
+
+def states() -> set[str]:
+    """Ray clusters that have something in Redis, by their UIDs."""
+    command = "redis-cli -h $0 --scan --pattern 'RAY*'"
+    environment = {"PATH": "/usr/bin:/bin", "REDISCLI_AUTH": PASSWORD}
+    with inside("sh", "-c", command, NATIVE_ADDRESS, env=environment) as process:
+        keys, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return {key.removeprefix("RAY").partition("@")[0] for key in keys.split()}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def up(stack: Stack, kubernetes: Kubectl) -> None:
-    stack.require(**STACK)
+def up(stack: Stack, kubernetes: Kubectl, redis: None) -> None:
+    # As a user who has a Redis puts it there.
+    secret = {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "ray-redis", "namespace": NAMESPACE}}
+    kubernetes("apply", "--filename=-", stdin=json.dumps({**secret, "stringData": {"password": PASSWORD}}))
+    stack.require(**KEPT)
 
 
 def workers(kubernetes: Kubectl) -> list[str]:
@@ -72,17 +122,38 @@ def operator(kubernetes: Kubectl) -> None:
     kubernetes("delete", "pod", "--all", "--namespace", kuberay.NAMESPACE, "--grace-period=0", "--force")
 
 
+def head(kubernetes: Kubectl) -> None:
+    """The pod of the Ray head, at once."""
+    selector = ("--selector", "ray.io/node-type=head")
+    kubernetes("delete", "pod", *selector, "--namespace", NAMESPACE, "--grace-period=0", "--force")
+
+
+def runtime(_: Kubectl) -> None:
+    """The node's container runtime."""
+    with inside("pkill", "--signal", "KILL", "--exact", "containerd", namespaces=("pid", "mount")) as process:
+        assert process.wait() == 0
+
+
+def deployments(kubernetes: Kubectl) -> list[dict[str, Any]]:
+    """As Serve says itself; none while it cannot be asked."""
+    found = look(kubernetes, NAMESPACE).applications.values()
+    every = [deployment for apps in found for app in apps.values() for deployment in app["deployments"].values()]
+    return [deployment for deployment in every if "replicas" in deployment]
+
+
+def replicas(kubernetes: Kubectl) -> set[str]:
+    return {replica["replica_id"] for deployment in deployments(kubernetes) for replica in deployment["replicas"]}
+
+
 def wait_until_all_runs(kubernetes: Kubectl) -> None:
     """Both workers, and every deployment as healthy as Serve says after it has noticed."""
     deadline = time.monotonic() + 600
     calm = time.monotonic()
     while time.monotonic() - calm < CALM_S:
-        found = look(kubernetes, NAMESPACE).applications.values()
-        deployments = [one for apps in found for app in apps.values() for one in app["deployments"].values()]
-        states = {deployment["status"] for deployment in deployments}
-        if states != {"HEALTHY"} or len(workers(kubernetes)) != 2:
+        found = {deployment["status"] for deployment in deployments(kubernetes)}
+        if found != {"HEALTHY"} or len(workers(kubernetes)) != 2:
             calm = time.monotonic()
-        assert time.monotonic() < deadline, states
+        assert time.monotonic() < deadline, found
         time.sleep(1)
 
 
@@ -91,10 +162,11 @@ def retriable(lost: Lost) -> bool:
     return lost.events == 0 and (not status or status[1] in ("429", "503"))
 
 
-@pytest.mark.parametrize("victim", [operator, replica, gateway, engine, worker])
+@pytest.mark.parametrize("victim", [operator, replica, gateway, engine, worker, head, runtime])
 def test_it_comes_back(
     victim: Callable[[Kubectl], None], stack: Stack, kubernetes: Kubectl, results: Path | None
 ) -> None:
+    before = replicas(kubernetes)
     with loaded(kubernetes) as report:
         time.sleep(10)  # of a steady load before
         killed = time.time()
@@ -113,3 +185,14 @@ def test_it_comes_back(
     silent = [one for one in report.broken if one.events and '"error"' not in one.seen]
     # Those whose connection ended in the pod's own proxy.
     assert len(silent) <= (STREAMS if victim is worker else 0), silent
+    if victim in (operator, head, runtime):  # no replica is in them
+        assert replicas(kubernetes) == before
+
+
+def test_a_ray_cluster_that_goes_leaves_nothing_in_redis(stack: Stack) -> None:
+    (before,) = states()
+    assert stack.up(**{**KEPT, "head": {"memory_gib": 5}}).returncode == 0
+    deadline = time.monotonic() + 600
+    while before in (found := states()) or len(found) != 1:
+        assert time.monotonic() < deadline, found
+        time.sleep(1)

@@ -5,7 +5,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,12 @@ import pytest
 from infra.config import StackConfig
 from scripts.kubectl import Kubectl
 from tests.e2e.conftest import Stack
-from tests.e2e.load import STACK, loaded, serving
+from tests.e2e.load import keys, loaded, serving
 
 NAMESPACE = StackConfig().namespace
-
-
-@pytest.fixture(scope="module")
-def keys(stack: Stack, deployed: Any) -> dict[str, Any]:
-    """Of the stack as it is up; a change puts its own into them."""
-    stack.require(**STACK)
-    return dict(STACK)
+WHOLE = keys(workers=1)
+"""Of each one: two of these Ray clusters and the load share two cores."""
+IN_PLACE = {**WHOLE, "serving": serving((1, 0))}
 
 
 def clusters(kubernetes: Kubectl) -> set[str]:
@@ -37,47 +33,47 @@ def eventually(what: str, condition: Callable[[], bool], seconds: float = 600) -
         time.sleep(1)
 
 
-def up(stack: Stack, keys: dict[str, Any], **change: Any) -> None:
-    keys |= change
-    assert stack.up(**keys).returncode == 0
-
-
-def canary(stack: Stack, keys: dict[str, Any], run: int) -> None:
+def canary(stack: Stack, run: int) -> None:
     """Another setting of a variant: its replica is replaced in place."""
-    up(stack, keys, serving=serving(seed=1 + run))
+    up(stack, IN_PLACE, serving=serving((1, 0), canary={"engine": {"seed": 1 + run}}))
 
 
-def cluster(stack: Stack, keys: dict[str, Any], run: int) -> None:
+def cluster(stack: Stack, run: int) -> None:
     """Another Ray head: a second Ray cluster takes over."""
-    up(stack, keys, head={"memory_gib": 5 - run % 2})
+    up(stack, WHOLE, head={"memory_gib": 5 - run % 2})
 
 
-def workers(stack: Stack, keys: dict[str, Any], run: int) -> None:
+def workers(stack: Stack, run: int) -> None:
     """Another size of a worker group, which is another Ray cluster, too."""
-    up(stack, keys, workers=[{**STACK["workers"][0], "max_replicas": 3 - run % 2}])
+    up(stack, keys(workers=2 - run % 2))
 
 
-def broken_image(stack: Stack, keys: dict[str, Any], _: int) -> None:
+def broken_image(stack: Stack, _: int) -> None:
     """An image that cannot be had: `up` fails, and the next good one takes the second Ray cluster away."""
-    failed = stack.up_without_its_image(**keys)
+    failed = stack.up_without_its_image(**WHOLE)
     assert failed.returncode != 0
     assert "ErrImagePull" in failed.stderr or "ImagePullBackOff" in failed.stderr
     assert "registry.invalid/none" in failed.stderr
     assert "Traceback" not in failed.stderr
-    up(stack, keys)
+    up(stack, WHOLE)
 
 
-@pytest.mark.parametrize("change", [canary, broken_image, workers, cluster])
+def up(stack: Stack, before: Mapping[str, Any], **change: Any) -> None:
+    assert stack.up(**{**before, **change}).returncode == 0
+
+
+@pytest.mark.parametrize("change", [broken_image, workers, cluster, canary])
 def test_nothing_is_lost(
-    change: Callable[[Stack, dict[str, Any], int], None],
+    change: Callable[[Stack, int], None],
     run: int,
     stack: Stack,
-    keys: dict[str, Any],
     kubernetes: Kubectl,
     results: Path | None,
 ) -> None:
+    if run == 0:
+        stack.require(**(IN_PLACE if change is canary else WHOLE))
     with loaded(kubernetes) as report:
-        change(stack, keys, run)
+        change(stack, run)
         # Requests that are under way on the Ray cluster that goes are part of it.
         eventually("one Ray cluster is left", lambda: len(clusters(kubernetes)) == 1)
     said = {"change": change.__name__, "run": run, **report.summary()}
