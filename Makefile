@@ -13,9 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
-  coldstart logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter check audit tools image push \
-  lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
-  vendor-secrets
+  coldstart logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter \
+  check audit tools image push lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter \
+  vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
