@@ -43,6 +43,7 @@ RUN python -c "import ray.dashboard.agent, ray.dashboard.dashboard, ray.serve._p
 
 WORKDIR /opt/app
 COPY app app
+RUN python -m compileall -q app
 # NVIDIA's container toolkit: what of the driver a container gets, with the GPUs that the device plugin gives it. No
 # NVIDIA_VISIBLE_DEVICES=all, as in NVIDIA's images: that gives all GPUs of a node to pods that have asked for none.
 ENV PYTHONPATH=/opt/app PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility

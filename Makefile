@@ -13,9 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
-  logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter check audit tools image push \
-  lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter vendor-kuberay vendor-prometheus \
-  vendor-secrets
+  coldstart logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter \
+  check audit tools image push lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter \
+  vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ doctor: .venv-infra/.installed ## what would make `make up` of STACK fail, or do
 
 status: .venv-infra/.installed ## what of STACK runs, and what keeps the rest from running
 	@$(INFRA) -m scripts.status $(STACK)
+
+coldstart: .venv-infra/.installed ## how long each stage of their start took STACK's Ray pods and replicas, to the first token
+	@$(INFRA) -m scripts.coldstart $(STACK)
 
 logs: .venv-infra/.installed ## the logs of STACK's Ray pods (POD= and WHAT= choose by a part of the name, REQUEST= by id; FOLLOW=1)
 	@$(INFRA) -m scripts.logs $(STACK) --pod "$(POD)" --what "$(WHAT)" --request "$(REQUEST)" $(if $(FOLLOW),--follow)

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from ray import serve
 from ray.serve import Application
-from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
-from app import builtin
 from app.answers import Embedded
 from app.deployments import batching
 from app.errors import ApiError
@@ -30,17 +26,12 @@ class Embeddings:
     """One replica: tokenizer and encoder, on a GPU when the placement asks for one."""
 
     def __init__(self, model: EmbeddingModel) -> None:
-        torch.set_num_threads(max(1, round(model.placement.num_cpus)))
-        source = str(builtin.ensure(model.builtin)) if model.builtin else model.source
+        from app.deployments.encoder import Encoder  # imports torch, and the head builds the application without it
+
         self._settings = model
         self._tokenizing = asyncio.Lock()
         self._turns = batching.Turns()
-        self._device = torch.device("cuda" if model.placement.num_gpus else "cpu")
-        self._tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision, padding_side="right")
-        encoder = AutoModel.from_pretrained(
-            source, revision=model.revision, dtype=getattr(torch, model.dtype), use_safetensors=True
-        )
-        self._encoder = encoder.to(self._device).eval()
+        self._encoder = Encoder(model)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""
@@ -57,7 +48,7 @@ class Embeddings:
         # One call at a time: fast tokenizers keep where to cut as their own state, for all threads.
         async with self._tokenizing:
             encoded = await asyncio.to_thread(
-                self._tokenizer, list(texts), truncation=cut is not None, max_length=min(cut or limit, limit)
+                self._encoder.tokenizer, list(texts), truncation=cut is not None, max_length=min(cut or limit, limit)
             )
         ids: list[list[int]] = encoded["input_ids"]
         for index, tokens in enumerate(ids):
@@ -84,25 +75,10 @@ class Embeddings:
             return await asyncio.to_thread(self._vectors, batch)
 
     def _vectors(self, batch: list[list[int]]) -> list[np.ndarray]:
-        most = PASS if self._device.type == "cpu" else len(batch)
+        most = PASS if self._encoder.device.type == "cpu" else len(batch)
         order = batching.by_length(batch)
         found: dict[int, np.ndarray] = {}
         for start in range(0, len(order), most):
             part = order[start : start + most]
-            found |= zip(part, self._forward([batch[index] for index in part]), strict=True)
+            found |= zip(part, self._encoder([batch[index] for index in part]), strict=True)
         return [found[index] for index in range(len(batch))]
-
-    @torch.inference_mode()
-    def _forward(self, batch: list[list[int]]) -> np.ndarray:
-        inputs: BatchEncoding = self._tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self._device)
-        states = self._encoder(**inputs).last_hidden_state  # [texts, tokens, dimensions]
-        mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
-        match self._settings.pooling:
-            case "mean":
-                pooled = (states * mask).sum(1) / mask.sum(1)
-            case "cls":
-                pooled = states[:, 0]
-            case "last":
-                last = inputs["attention_mask"].sum(1) - 1
-                pooled = states[torch.arange(len(batch)), last]
-        return normalize(pooled.float(), dim=1).cpu().numpy()

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 from vllm.config import VllmConfig
+from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
@@ -71,6 +72,15 @@ def environment(model: LanguageModel) -> dict[str, str]:
         # there are, Ray says (OMP_NUM_THREADS, from placement.num_cpus).
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return chosen
+
+
+def inspect_models_here() -> None:
+    """To be called before an engine's configuration is made: its model's class is looked at in this process.
+
+    vLLM starts a process for that, which imports all of vLLM once more, lest CUDA be initialized in this one.
+    """
+    if current_platform.is_cpu():
+        registry._run_in_subprocess = lambda fn: fn()  # pyright: ignore[reportPrivateUsage]
 
 
 @contextlib.contextmanager

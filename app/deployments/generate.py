@@ -38,6 +38,7 @@ class Generate:
     """One replica: an engine, loaded once, that takes requests in whenever a step has room for them."""
 
     async def __init__(self, model: Generator, source: str) -> None:
+        engines.inspect_models_here()
         config = AsyncEngineArgs(
             model=source,
             served_model_name=GENERATE,

@@ -75,6 +75,10 @@ def _frontend_arguments(model: Model, variant: Variant) -> dict[str, Any]:
 
 
 class _Engine(VLLMEngine):
+    def _prepare_engine_config(self, callback_ctx: Any) -> Any:
+        engines.inspect_models_here()
+        return super()._prepare_engine_config(callback_ctx)
+
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
         with engines.in_one_process(vllm_engine_config):
             return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
@@ -94,6 +98,10 @@ class LLM(LLMServer):
     async def _start_engine(self) -> None:
         # Ray's own also starts an actor that reports usage to Ray's makers, and takes 400 MB.
         assert self.engine is not None
+        # A task on each node fetches weights from a bucket. Without one it does nothing, but imports vLLM before it.
+        callback = self._llm_config.get_or_create_callback()
+        assert callback is not None
+        callback.ctx.run_init_node = self._llm_config.get_engine_config().mirror_config is not None
         await self.engine.start()
 
     async def _run_request(

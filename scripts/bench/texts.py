@@ -138,10 +138,10 @@ def _loop(number: int) -> Iterator[tuple[TextRun, np.ndarray]]:
     for load in LOADS:
         given = [text for request in texts(load) for text in request]
         began = time.perf_counter()
-        ids = model._tokenizer(given)["input_ids"]
+        ids = model._encoder.tokenizer(given)["input_ids"]
         order = batching.by_length(ids)
         parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-        done = np.concatenate([model._forward([ids[index] for index in part]) for part in parts])
+        done = np.concatenate([model._encoder([ids[index] for index in part]) for part in parts])
         seconds = time.perf_counter() - began
         vectors = np.empty_like(done)
         vectors[order] = done

@@ -1,6 +1,8 @@
 """What a stack file may say, and how it is told when it is wrong."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -488,3 +490,9 @@ def test_unreadable_stack_file(tmp_path: Path, content: str) -> None:
 def test_other_programs_keys_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "Pulumi.test.yaml").write_text("config: {'aws:region': eu-west-1}\nencryptionsalt: v1:x\n")
     assert config.from_file("test", tmp_path) == config.StackConfig()
+
+
+def test_reading_a_stack_file_does_not_wait_for_pulumi() -> None:
+    code = "import sys, infra.config; infra.config.from_file('prod'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [name for name in done.stdout.split() if name.startswith("pulumi")] == []

@@ -19,7 +19,7 @@ from infra import versions
 from infra.clusters import LOCAL_KEY
 from infra.config import ROOT, StackConfig
 from infra.platform import kuberay
-from scripts import diagnose
+from scripts import coldstart, diagnose
 from scripts.cluster.layout import PAUSE_IMAGE
 from scripts.doctor import WRONG
 from scripts.kubectl import Kubectl
@@ -88,6 +88,21 @@ def test_logs_are_those_of_all_replicas(stack: Stack) -> None:
     assert re.search(r"^llm-\S+ controller_\S+ \| ", said, re.MULTILINE)
     of_head = stack.make("logs", "POD=head", "WHAT=gcs").stdout
     assert {line.split()[0].count("head") for line in of_head.splitlines()} == {1}
+
+
+@pytest.mark.usefixtures("deployed")
+def test_coldstart_tells_every_stage_of_a_model_that_answers(stack: Stack) -> None:
+    done = stack.make("coldstart")
+    assert done.returncode == 0
+    cells = [re.split(r"  +", line) for line in done.stdout.splitlines()]
+    (header,) = [row for row in cells if row[0] == "POD"]
+    (*_, model) = [row for row in cells if row[1:2] == ["LLM:chat@stable"]]
+    seconds = dict(zip(header[2:], map(float, model[2:]), strict=True))
+    assert list(seconds) == [*(stage.upper() for stage in coldstart.STAGES), "TOTAL"]
+    assert sum(list(seconds.values())[:-1]) == pytest.approx(seconds["TOTAL"], abs=0.5)  # rounded
+    assert any(re.match(r"llm-\S+-head-", row[0]) and row[1] == "–" for row in cells)
+    assert re.search(r"^llm-\S+: the first token came \d+ s after", done.stdout, re.MULTILINE)
+    assert "\nfirst token," in done.stdout
 
 
 @pytest.fixture
