@@ -13,6 +13,7 @@ class Encoder:
     """Tokenizer and model, on a GPU when the placement asks for one."""
 
     def __init__(self, settings: EmbeddingModel) -> None:
+        self._settings = settings
         torch.set_num_threads(max(1, round(settings.placement.num_cpus)))
         source = str(builtin.ensure(settings.builtin)) if settings.builtin else settings.source
         self.device = torch.device("cuda" if settings.placement.num_gpus else "cpu")
@@ -20,7 +21,6 @@ class Encoder:
         model = AutoModel.from_pretrained(
             source, revision=settings.revision, dtype=getattr(torch, settings.dtype), use_safetensors=True
         )
-        self._pooling = settings.pooling
         self._model = model.to(self.device).eval()
 
     @torch.inference_mode()
@@ -29,7 +29,7 @@ class Encoder:
         inputs: BatchEncoding = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.device)
         states = self._model(**inputs).last_hidden_state  # [texts, tokens, dimensions]
         mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
-        match self._pooling:
+        match self._settings.pooling:
             case "mean":
                 pooled = (states * mask).sum(1) / mask.sum(1)
             case "cls":

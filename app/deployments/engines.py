@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 from vllm.config import VllmConfig
-from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
@@ -80,6 +79,8 @@ def inspect_models_here() -> None:
     vLLM starts a process for that, which imports all of vLLM once more, lest CUDA be initialized in this one.
     """
     if current_platform.is_cpu():
+        from vllm.model_executor.models import registry  # which the head, where applications are built, does without
+
         registry._run_in_subprocess = lambda fn: fn()  # pyright: ignore[reportPrivateUsage]
 
 

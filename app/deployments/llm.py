@@ -99,9 +99,10 @@ class LLM(LLMServer):
         # Ray's own also starts an actor that reports usage to Ray's makers, and takes 400 MB.
         assert self.engine is not None
         # A task on each node fetches weights from a bucket. Without one it does nothing, but imports vLLM before it.
-        callback = self._llm_config.get_or_create_callback()
+        callback, config = self._llm_config.get_or_create_callback(), self._llm_config.get_engine_config()
         assert callback is not None
-        callback.ctx.run_init_node = self._llm_config.get_engine_config().mirror_config is not None
+        assert config is not None
+        callback.ctx.run_init_node = config.mirror_config is not None
         await self.engine.start()
 
     async def _run_request(
