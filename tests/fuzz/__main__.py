@@ -1,4 +1,4 @@
-"""`make fuzz`: atheris on the parsers of ours that take what comes from outside, each module here for its share of time.
+"""`make fuzz`: atheris on our parsers of what comes from outside, each module here for its share of the time.
 
 A module has SEEDS, inputs to begin with, and `run(data)`, which raises when a property does not hold, and runs in a
 directory of its own. What it imports of ours is instrumented, so that libFuzzer knows which inputs lead where no other

@@ -17,9 +17,9 @@ from app import keys, routes
 from app.deployments import gateway
 from app.errors import ApiError
 from app.routes import openai
-from app.settings import Settings
+from app.settings import Settings, remotes
 
-SECRET = "swordfish"
+SECRET = "swordfish"  # noqa: S105
 KEY = f"sk-{SECRET}"
 SAID = {"role": "user", "content": SECRET}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -87,11 +87,15 @@ def server() -> tuple[httpx.AsyncClient, Lines]:
     file = Path("keys.yaml").absolute()
     file.write_text(yaml.safe_dump({"keys": [{"name": "tests", "sha256": keys.digest(KEY)}]}))
     settings = Settings.model_validate(
-        {"models": [{"name": "chat", "variants": VARIANTS, "guard": {}}], "generate": {}, "auth": {"keys_file": str(file)}}
+        {
+            "models": [{"name": "chat", "variants": VARIANTS, "guard": {}}],
+            "generate": {},
+            "auth": {"keys_file": str(file)},
+        }
     )
     api = gateway.api(settings)
     make_fastapi_ingress(gateway.Gateway, endpoint_map=openai.ROUTES, app=api)
-    every: Any = dict.fromkeys(_deployments(settings), Handle())
+    every: Any = dict.fromkeys(remotes(settings), Handle())
     ours = Guarded(settings, every)
 
     async def current() -> Guarded:
@@ -105,17 +109,11 @@ def server() -> tuple[httpx.AsyncClient, Lines]:
     api.dependency_overrides = {default.dependency: current, routes._gateway: current}
     lines = Lines()
     logging.getLogger().addHandler(lines)
-    for name in ("ray.serve", "vllm", "ray"):
+    for name in ("ray.serve", "vllm"):  # which do not propagate
         logging.getLogger(name).addHandler(lines)
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     transport = httpx.ASGITransport(api)
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers), lines
-
-
-def _deployments(settings: Settings) -> list[str]:
-    from app.settings import remotes
-
-    return list(remotes(settings))
 
 
 def run(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Events of a stream, whose texts a model makes of what somebody says; the gateway looks for usage and errors in them."""
+"""Events of a stream, in which the gateway looks for usage and errors; their texts follow from what somebody says."""
 
 import json
 from typing import Any
@@ -33,10 +33,11 @@ def _event(provider: atheris.FuzzedDataProvider) -> tuple[str, bool]:
         delta = {"content": text, "reasoning": provider.ConsumeUnicodeNoSurrogates(20)}
         calls = [{"index": 0, "id": "1", "function": {"name": text, "arguments": text}}]
         choice: dict[str, Any] = {"index": 0, "delta": {**delta, "tool_calls": calls}, "stop_reason": text}
-        event: Any = ChatCompletionStreamResponse(id=text, model=text, choices=[choice], **more)  # pyright: ignore[reportArgumentType]
+        kind: Any = ChatCompletionStreamResponse
     else:
         choice = {"index": 0, "text": text, "finish_reason": None, "stop_reason": text}
-        event = CompletionStreamResponse(id=text, model=text, choices=[choice], **more)  # pyright: ignore[reportArgumentType]
+        kind = CompletionStreamResponse
+    event = kind(id=text, model=text, choices=[choice], **more)
     return f"data: {event.model_dump_json(exclude_unset=True)}\n\n", holds
 
 

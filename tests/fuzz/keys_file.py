@@ -13,7 +13,9 @@ from app.validation import SettingsError
 KEY = f"sk-{'swordfish' * 5}"
 SEEDS = [
     b"keys: []",
-    yaml.safe_dump({"keys": [{"name": "a", "sha256": keys.digest(KEY), "models": ["chat"], "concurrency": 1}]}).encode(),
+    yaml.safe_dump(
+        {"keys": [{"name": "a", "sha256": keys.digest(KEY), "models": ["chat"], "concurrency": 1}]}
+    ).encode(),
     json.dumps({"keys": [{"name": "b", "sha256": KEY, "requests_per_minute": 2, "tokens_per_minute": 3}]}).encode(),
     b"keys: [{name: 2001-01-01, sha256: !!binary aGk=, models: &a [*a]}]",
 ]

@@ -7,7 +7,11 @@ import numpy as np
 from scripts.console import Problem
 from scripts.plan import traffic
 
-SEEDS = [b"second,rate\n0,1\n60,2.5\n120,0\n", b'rate,"second"\r\n1,0\r\n1e3,1e-3\r\n', b"second,rate\n0,1e308\n1e308,1\n"]
+SEEDS = [
+    b"second,rate\n0,1\n60,2.5\n120,0\n",
+    b'rate,"second"\r\n1,0\r\n1e3,1e-3\r\n',
+    b"second,rate\n0,1e308\n1e308,1\n",
+]
 FILE = Path("trace.csv")
 FEW = 1000
 """Requests that are drawn for real; more would take the time of all inputs."""
