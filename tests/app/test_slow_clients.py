@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import uvicorn
 import yaml
@@ -18,12 +17,14 @@ from fastapi import FastAPI
 from app import auth, errors, keys, limits
 from app.limits import BodyLimit
 from scripts.bench.__main__ import role
-from tests.app.conftest import Running, eventually
+from tests.app.conftest import PATIENCE_SECONDS, Running, eventually
 from tests.app.test_keys import EMBED, a_key
 
 SHAPES = ["cluster"]
 CLIENTS = 50
 """Of each kind; the model takes 32 requests, and lets as many wait."""
+PLACES = 40
+"""Of the key that they share: whoever looks whether it has one left takes one, too."""
 BYTES = 4096
 """That the kernel holds for a client that does not read: the rest waits in the server."""
 STREAM = {"model": "chat", "prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True, "logprobs": 20}
@@ -49,6 +50,7 @@ def _clients(server: Running) -> Iterator[list[socket.socket]]:
         found: list[socket.socket] = []
         for _ in range(CLIENTS):
             client = stack.enter_context(socket.socket())
+            client.settimeout(PATIENCE_SECONDS)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BYTES)
             client.connect((url.host, url.port))
             found.append(client)
@@ -70,8 +72,8 @@ def _nothing_is_left(server: Running) -> Iterator[None]:
     before, open_before = memory(), connections()
     yield
     _require_answers(server)
-    eventually("their connections are gone", lambda: connections() < open_before + CLIENTS / 2)
-    assert memory() < before + MOST_MIB
+    eventually("their connections are gone", lambda: connections() < open_before + CLIENTS / 5)
+    eventually("their memory is free", lambda: memory() < before + MOST_MIB)
 
 
 def _require_answers(server: Running) -> None:
@@ -88,7 +90,7 @@ def _is_full(guest: httpx.Client) -> bool:
 
 def test_clients_that_read_nothing(server: Running) -> None:
     """Their answers are made to their ends, which frees their places; the rest of them waits in the proxy."""
-    with _nothing_is_left(server), a_key(server, concurrency=CLIENTS) as guest, _clients(server) as clients:
+    with _nothing_is_left(server), a_key(server, concurrency=PLACES) as guest, _clients(server) as clients:
         for client in clients:
             client.sendall(_request(_key(guest), json.dumps(STREAM).encode()))
         eventually("they have all places", lambda: _is_full(guest))
@@ -99,24 +101,26 @@ def test_clients_that_read_nothing(server: Running) -> None:
 
 def test_clients_that_send_byte_by_byte_and_stop(server: Running) -> None:
     """In a body, for which nobody waits forever; or in the headers, where they hold a connection and nothing else."""
-    half = CLIENTS // 2
-    with _nothing_is_left(server), a_key(server, concurrency=half) as guest, _clients(server) as clients:
+    with (
+        _nothing_is_left(server),
+        a_key(server, concurrency=PLACES) as guest,
+        _clients(server) as clients,
+        _clients(server) as others,
+    ):
         whole = _request(_key(guest), json.dumps(STREAM).encode())
-        bodies = len(whole) - 10
-        for client in clients[:half]:
-            client.sendall(whole[: bodies - 20])
-        for end in range(20):
-            for client in clients[:half]:
-                client.sendall(whole[bodies - 20 + end :][:1])
-            for client in clients[half:]:
-                client.sendall(whole[end : end + 1])
+        for client in clients:
+            client.sendall(whole[:-20])
+        for at in range(10):
+            for client in clients:
+                client.sendall(whole[at - 20 :][:1])
+            for client in others:
+                client.sendall(whole[at:][:1])
         eventually("the bodies have all places", lambda: _is_full(guest))
         _require_answers(server)
         eventually("their places are free", lambda: not _is_full(guest))
-        for client in clients[:half]:
-            client.settimeout(limits.BODY_SECONDS)
-            said = b"".join(iter(lambda one=client: one.recv(BYTES), b""))  # to the end of the connection
-            assert said.startswith(b"HTTP/1.1 408 "), said
+        said = [client.recv(BYTES)[:12] for client in clients]
+        assert {*said} <= {b"HTTP/1.1 408", b"HTTP/1.1 429"}
+        assert said.count(b"HTTP/1.1 408") >= PLACES - 1
 
 
 def _reset(client: socket.socket) -> None:
@@ -127,7 +131,7 @@ def _reset(client: socket.socket) -> None:
 
 @pytest.mark.parametrize("leave", [_reset, socket.socket.close], ids=["reset", "close"])
 def test_clients_that_vanish(server: Running, leave: Callable[[socket.socket], None]) -> None:
-    with _nothing_is_left(server), a_key(server, concurrency=CLIENTS) as guest, _clients(server) as clients:
+    with _nothing_is_left(server), a_key(server, concurrency=PLACES) as guest, _clients(server) as clients:
         # Nor does it help to say that nobody should mind: Ray would believe it.
         asked = _request(_key(guest), json.dumps({**STREAM, "max_tokens": 1900}).encode())
         asked = asked.replace(b"\r\n", b"\r\nx-request-disconnect-disabled: ?1\r\n", 1)
