@@ -13,9 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help rename setup serve demo experiment metrics key bootstrap weights preview cost plan prices doctor up status \
-  coldstart logs forward down bench test aws setup-docker remove-docker engine e2e e2e-upgrade e2e-kill karpenter \
-  check audit tools image push lock schema record-metrics vendor-balancer vendor-dashboards vendor-karpenter \
-  vendor-kuberay vendor-prometheus vendor-secrets
+  coldstart logs forward down bench test fuzz fuzz-server aws setup-docker remove-docker engine e2e e2e-upgrade \
+  e2e-kill karpenter check audit tools image push lock schema record-metrics vendor-balancer vendor-dashboards \
+  vendor-karpenter vendor-kuberay vendor-prometheus vendor-secrets
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -92,6 +92,13 @@ test: setup ## unit and infrastructure tests, the AWS provider, and the real ser
 	$(TWICE) $(MAKE) aws
 	$(TWICE) $(APP) -m pytest tests/app
 
+fuzz: .venv/.installed ## atheris on the parsers of what comes from outside, SECONDS=60 for all (TARGET= for one, INPUT= again)
+	@$(APP) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(TARGET),--target $(TARGET)) $(if $(INPUT),--input $(INPUT))
+
+fuzz-server: .venv/.installed ## requests of any kind to a server of its own for SECONDS=3600, and what became of them into RESULTS
+	$(APP) -m pytest --capture=no tests/app/test_any_request.py --seconds $(or $(SECONDS),3600) \
+	  $(if $(RESULTS),--results $(RESULTS))
+
 aws: .venv-infra/.installed ## each stack's AWS half to the real AWS provider and back, against a fake AWS (TF_PLUGIN_MIRROR=)
 	$(INFRA) -m pytest --capture=no tests/aws
 
@@ -121,7 +128,7 @@ APP_SCRIPTS := $(addprefix scripts/,bench demo.py experiment.py metrics.py plan 
 check: setup ## format, lint, types, and no secret in any file
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app
+	.venv/bin/pyright --pythonpath $(APP) app $(APP_SCRIPTS) tests/app tests/fuzz
 	git ls-files -z | xargs -0 .venv-infra/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
 	.venv-infra/bin/pyright --pythonpath $(INFRA) infra $(filter-out $(APP_SCRIPTS),$(wildcard scripts/*.py)) \
 	  scripts/cluster scripts/doctor scripts/tools tests/unit tests/infra tests/aws tests/engine tests/e2e \

@@ -39,6 +39,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
         401: "No API key, or an unknown one.",
         403: "The API key may not use this model.",
         404: "There is no such model.",
+        408: "The body has not come in time.",
         413: "The body is too large.",
         429: "Too much at once, or for this API key; Retry-After says when to come again.",
         503: "The model does not answer; Retry-After says when to come again.",

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from app.settings import NAME, PART
-from app.validation import SettingsError, Strict, require_distinct, short, validate
+from app.validation import SettingsError, Strict, read_yaml, require_distinct, short, validate
 
 logger = logging.getLogger("ray.serve")
 
@@ -79,11 +79,9 @@ def digest(key: str) -> str:
 
 def load(path: str | Path) -> list[Key]:
     """The keys in a YAML file. Raises SettingsError, without a key that somebody wrote where its hash belongs."""
-    import yaml
-
     fix = "write a mapping, keys: [...], of what `make key` prints"
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: holds {short(values)}; fix: {fix}")
         return validate(KeysFile, values, str(path)).keys
@@ -91,10 +89,10 @@ def load(path: str | Path) -> list[Key]:
         raise SettingsError(
             f"{path}: cannot be read ({error.strerror}); fix: set auth.keys_file to the path of the file with the keys"
         ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: is not YAML ({_without_keys(str(error))}); fix: {fix}") from None
     except SettingsError as error:
         raise SettingsError(_without_keys(str(error))) from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: is not YAML ({_without_keys(str(error))}); fix: {fix}") from None
 
 
 def _without_keys(text: str) -> str:

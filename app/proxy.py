@@ -1,4 +1,4 @@
-"""What Serve's HTTP proxies do with a request before all else: ids for logs and traces, and connections that end.
+"""What Serve's HTTP proxies do with a request before all else: headers that they may read, and connections that end.
 
 Ray answers every request with the header x-request-id, errors and streams too, and writes that id on each log line of
 each replica that works on the request. It takes whatever the client has sent as such.
@@ -15,11 +15,14 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/@~-]{1,128}")
 """A UUID, a ULID, base64, an AWS trace id; nothing that ends a line of a log, or looks like another part of one."""
 NOT_SAMPLED = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][02468ace]")
 """A traceparent whose sender has not recorded its span: https://www.w3.org/TR/trace-context/#sampled-flag"""
+ORDERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id")
+"""What Ray takes from a proxy of its own in front of it, and from anybody: how long a request may take, that nobody
+minds whether its client is still there, and which replica gets it. With _ for - as well."""
 
 
 def middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray puts it around its own middleware."""
-    return [Middleware(Connections), Middleware(Ids)]
+    return [Middleware(Connections), Middleware(CleanHeaders)]
 
 
 CONNECTION_S = 15.0
@@ -61,14 +64,18 @@ class Connections:
         return now - self._since.setdefault(client, now)
 
 
-class Ids:
-    """ASGI middleware: an x-request-id that is none goes, and Ray makes another. So goes a trace nobody records."""
+class CleanHeaders:
+    """ASGI middleware: an x-request-id that is none goes, and Ray makes another. So goes a trace nobody records.
+
+    And so go orders to Ray, and values that are no UTF-8, which it fails on.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            scope["headers"] = [header for header in scope["headers"] if _may_be_read(*header)]
             headers = MutableHeaders(scope=scope)
             given = headers.get("x-request-id")
             del headers["x-request-id"]  # all of them: Ray would answer with the first, and log the last
@@ -78,3 +85,12 @@ class Ids:
             if NOT_SAMPLED.fullmatch(headers.get("traceparent", "")):
                 del headers["traceparent"]
         await self._app(scope, receive, send)
+
+
+def _may_be_read(name: bytes, value: bytes) -> bool:
+    """Whether a header is no order to Ray, and nothing that it would fail on."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return name.decode("latin-1").replace("_", "-") not in ORDERS

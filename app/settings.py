@@ -17,7 +17,7 @@ from app.builtin import PACKAGES, WEIGHTS, Kind
 from app.engine import Engine
 from app.options import BatchScaling, EnginePlacement, GatewayScaling, GpuPlacement, Placement, Scaling
 from app.size import Memory, Size
-from app.validation import SettingsError, Strict, nearest, require_distinct, short, validate
+from app.validation import SettingsError, Strict, nearest, read_yaml, require_distinct, short, validate
 
 GENERATE = "Generate"
 """Name of the Serve deployment behind /generate."""
@@ -749,16 +749,14 @@ def parse(values: Mapping[str, Any]) -> Settings:
 
 def load(path: str | Path) -> Settings:
     """Settings from a YAML file; an empty one means the defaults. Raises SettingsError."""
-    import yaml
-
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(path)
     except OSError as error:
         raise SettingsError(
             f"{path}: cannot be read ({error.strerror}); "
             "fix: give the path of a YAML file, relative to the current directory"
         ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path}: is not YAML ({error}); fix: correct the syntax") from None
     if values is None:
         values = {}

@@ -4,6 +4,7 @@ import difflib
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,6 +34,21 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds. Raises OSError, and ValueError when it is no YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    # What PyYAML's constructors raise at 2001-13-45, !!bool x and !!timestamp x, and its composer at a thousand [.
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"a value is not of its tag: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def validate(model: type[M], values: Mapping[str, Any], source: str) -> M:

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from app.keys import Key, digest
 from app.settings import Demand, Settings, SettingsError, Strict, demands, validate, weights
-from app.validation import nearest
+from app.validation import nearest, read_yaml
 from infra import ROOT, contract, versions
 from infra.aws.config import EksCluster, Pool
 from infra.clusters import LOCAL_KEY, ExistingCluster, NativeCluster
@@ -350,8 +350,8 @@ def from_file(stack: str, root: Path = ROOT, whatever_it_costs: bool = False) ->
         known = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
         raise SettingsError(f"stack {stack!r} has no {path.name}; fix: use {nearest(stack, known)}, or write that file")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        content = read_yaml(path) or {}
+    except ValueError as error:
         raise SettingsError(f"{path.name} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("config") or {}, dict):
         raise SettingsError(f"{path.name}: expected a mapping with a `config:` mapping inside")

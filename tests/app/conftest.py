@@ -270,6 +270,8 @@ def traces() -> Iterator[Collector]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--both-shapes", action="store_true", help="run every test of the server in both of its shapes")
+    parser.addoption("--seconds", type=float, default=0, help="of test_any_request.py; else one round")
+    parser.addoption("--results", type=Path, help="where to put what became of them")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

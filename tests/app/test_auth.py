@@ -267,7 +267,9 @@ async def test_a_mounted_secret_is_replaced_by_its_link(tmp_path: Path) -> None:
         await reaches(200, http, OTHER)
 
 
-@pytest.mark.parametrize("breaks", [lambda file: file.write_text("keys: [{name: x}]"), Path.unlink])
+@pytest.mark.parametrize(
+    "breaks", [lambda file: file.write_text("keys: [{name: x}]"), lambda file: file.write_text("0b_"), Path.unlink]
+)
 async def test_a_file_that_breaks_leaves_the_keys_as_they_were(
     file: Path, breaks: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,6 +295,10 @@ WRONG: list[tuple[str, str, str]] = [
     ("- name: a", "holds [{'name': 'a'}]", "write a mapping"),
     ("keys: [", "is not YAML", "write a mapping"),
     ("keys: \x00", "is not YAML", "write a mapping"),
+    ("keys: [{name: 2001-13-45}]", "is not YAML (month must be in 1..12)", "write a mapping"),
+    ("keys: !!bool x", "is not YAML", "write a mapping"),
+    ("keys: !!timestamp x", "is not YAML", "write a mapping"),
+    ("[" * 2000, "is not YAML (it is nested too deep)", "write a mapping"),
     ("{}", "keys: is missing", "add it"),
     ("keys: {}", "keys = {}: does not fit", "make it a valid list"),
     ("keys: [a]", "keys.0 = 'a': does not fit", "make it a mapping"),

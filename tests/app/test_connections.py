@@ -1,4 +1,4 @@
-"""Connections that end in good order, before a Ray cluster does."""
+"""Connections that end in good order, before a Ray cluster does, and headers that Ray's proxy may read."""
 
 import asyncio
 from types import SimpleNamespace
@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import uvicorn
+from ray.serve._private import constants
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from app import proxy
@@ -58,3 +59,35 @@ def test_connections_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock[0] = proxy.FORGOTTEN_S + 1
     connections._age(("10.0.0.1", 4))
     assert list(connections._since) == [("10.0.0.1", 4)]
+
+
+def test_clients_give_no_orders_to_ray() -> None:
+    """How long a request may take, and that it goes on without its client: Ray would believe anybody."""
+
+    async def told(request: Request) -> JSONResponse:
+        return JSONResponse([name for name, _ in request.headers.items()])
+
+    async def ask() -> list[str]:
+        transport = httpx.ASGITransport(proxy.CleanHeaders(Starlette(routes=[Route("/", told)])))
+        sent = [
+            *((order.encode(), b"?1") for order in proxy.ORDERS),
+            (b"serve_Multiplexed-model_id", b"a"),
+            (b"X-Session-Id", b"\xff"),
+            (b"x-other", b"\xc3\xbc"),
+        ]
+        async with httpx.AsyncClient(transport=transport, base_url="http://proxy", headers={}) as http:
+            return (await http.get("/", headers=sent)).json()
+
+    names = asyncio.run(ask())
+    assert "x-other" in names
+    assert not {*proxy.ORDERS, "serve_multiplexed-model_id", "x-session-id"} & {*names}
+
+
+def test_ray_still_knows_these_orders() -> None:
+    """By these names."""
+    known = {
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+        constants.SERVE_MULTIPLEXED_MODEL_ID,
+    }
+    assert {*proxy.ORDERS} == {name.replace("_", "-") for name in known}

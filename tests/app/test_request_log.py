@@ -57,6 +57,11 @@ def summary(request: str) -> dict[str, Any]:
     return one
 
 
+def log_files() -> list[Path]:
+    """Everything that Ray and the server have written."""
+    return [file for file in (*LOGS.rglob("*"), cache_dir() / "serve.log") if file.is_file()]
+
+
 def new_id() -> str:
     return f"test/{uuid.uuid4()}"
 
@@ -228,7 +233,7 @@ def test_neither_prompts_nor_keys_are_in_any_log(server: Running) -> None:
     with httpx_client(server.url, SECRET) as stranger:
         assert stranger.get("/v1/models").status_code == 401
     summary(last.headers["x-request-id"])
-    logs: list[Path] = [file for file in (*LOGS.rglob("*"), cache_dir() / "serve.log") if file.is_file()]
+    logs = log_files()
     assert any(last.headers["x-request-id"] in file.read_text(errors="replace") for file in logs), "all were read"
     for secret in (SECRET, server.key):
         assert not [file for file in logs if secret in file.read_text(errors="replace")]

@@ -740,6 +740,9 @@ def test_load(tmp_path: Path) -> None:
     [
         (None, "cannot be read"),
         ("models: [", "is not YAML"),
+        ("models: 0x_", "is not YAML"),
+        ("models: !!bool x", "is not YAML"),
+        ("[" * 2000, "is not YAML"),
         ("- models", "holds ['models']"),
         ("0", "holds 0"),
         ("models: [{nam: x}]", "models.0.nam = 'x'"),
