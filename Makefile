@@ -112,10 +112,10 @@ engine: .venv-infra/.installed ## the real Pulumi engine on the program and its 
 	$(INFRA) -m pytest tests/engine
 
 e2e: .venv-infra/.installed ## the whole path on a real Kubernetes: up, answer, unchanged, down, nothing left (but scenarios WITHOUT=)
-	$(INFRA) -m pytest --capture=no tests/e2e $(addprefix --ignore=tests/e2e/,upgrades kills $(WITHOUT))
+	$(INFRA) -m pytest --capture=no tests/e2e $(addprefix --ignore=tests/e2e/,upgrades incremental kills $(WITHOUT))
 
 e2e-upgrade: .venv-infra/.installed ## RUNS upgrades of each kind under load, and what clients saw of them, into RESULTS
-	$(INFRA) -m pytest --capture=no tests/e2e/upgrades --runs $(or $(RUNS),1) $(if $(RESULTS),--results $(RESULTS))
+	$(INFRA) -m pytest --capture=no tests/e2e/upgrades tests/e2e/incremental --runs $(or $(RUNS),1) $(if $(RESULTS),--results $(RESULTS))
 
 e2e-kill: .venv-infra/.installed ## what clients see, and for how long, of whatever dies under load, into RESULTS
 	$(INFRA) -m pytest --capture=no tests/e2e/kills $(if $(RESULTS),--results $(RESULTS))
@@ -155,7 +155,7 @@ lock: $(UV) ## make the locks anew from pyproject.toml (UPGRADE=--upgrade for ne
 	$(LOCK) --extra app --extra cpu $(UNUSED) -c requirements/gpu.txt -o requirements/cpu.txt
 	$(LOCK) --extra app --extra cpu --group models --group dev --group experiment --group plan $(UNUSED) \
 	  -c requirements/cpu.txt -o requirements/dev.txt
-	$(LOCK) --extra infra --group dev --group aws --group security -o requirements/infra.txt
+	$(LOCK) --extra infra --group dev --group aws --group security --group gateway -o requirements/infra.txt
 
 schema: .venv/.installed ## write the JSON schemas of settings and stack files, and what the pinned vLLM knows
 	@$(APP) -m scripts.schema

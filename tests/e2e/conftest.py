@@ -36,8 +36,10 @@ ORDER = [
     ),
     *("upgrades", "kills"),
     "down",
+    "incremental",
 ]
-"""Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away."""
+"""Some of up/ needs a machine where nothing runs yet; down/ takes the cluster of all others away, and incremental/ has
+one of its own."""
 NAME = "e2e"
 """Of the stack: a copy of `local`, which the scenarios change."""
 FILE = ROOT / f"Pulumi.{NAME}.yaml"

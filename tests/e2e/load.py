@@ -1,7 +1,8 @@
 """A steady load of short requests and long streams, and what became of each.
 
-It is a process in the cluster's network and asks the Service, as a client in the cluster does: `kubectl proxy` would
-have to answer for what it lost itself. It repeats nothing. It ends when its standard input does, with a report.
+It is a process in the cluster's network and asks the Service or a Gateway, as a client in the cluster does: `kubectl
+proxy` would have to answer for what it lost itself. It repeats nothing. It ends when its standard input does, with a
+report.
 """
 
 import asyncio
@@ -11,9 +12,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +27,7 @@ from scripts.cluster.layout import Record
 from scripts.kubectl import Kubectl
 from tests.e2e.conftest import chat, little
 
+NAMESPACE = StackConfig().namespace
 RATE = 10.0
 """Short requests a second, whatever becomes of those before them."""
 STREAMS = 2
@@ -161,21 +164,26 @@ async def _main(url: str) -> Report:
     return load.report
 
 
-@contextmanager
-def loaded(kubernetes: Kubectl) -> Iterator[Report]:
-    """The load, for as long as the block lasts; the report is complete after it."""
-    report, record, namespace = Report(), Record.load(), StackConfig().namespace
+def inside(*command: str, namespaces: Iterable[str] = ("net",), **options: Any) -> subprocess.Popen[str]:
+    """A process in the cluster's network, or in others of its namespaces."""
+    record = Record.load()
     assert record
-    service = kubernetes.get("service", "llm-serve-svc", "--namespace", namespace)
-    url = f"http://{service['spec']['clusterIP']}:{SERVE_PORT}"
-    with subprocess.Popen(
-        ["nsenter", "--net", f"--target={record.node}", "--", sys.executable, "-m", "tests.e2e.load", url],
-        cwd=ROOT,
-        env={**os.environ, KEY: LOCAL_KEY},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    entered = ["nsenter", *(f"--{kind}" for kind in namespaces), f"--target={record.node}", "--", *command]
+    return subprocess.Popen(entered, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def service(kubernetes: Kubectl) -> str:
+    """The URL of the stack's Service in the cluster's network."""
+    found = kubernetes.get("service", "llm-serve-svc", "--namespace", NAMESPACE)
+    return f"http://{found['spec']['clusterIP']}:{SERVE_PORT}"
+
+
+@contextmanager
+def loaded(url: str, api_key: str = LOCAL_KEY) -> Iterator[Report]:
+    """The load, for as long as the block lasts; the report is complete after it."""
+    report = Report()
+    command = (sys.executable, "-m", "tests.e2e.load", url)
+    with inside(*command, cwd=ROOT, env={**os.environ, KEY: api_key}) as process:
         try:
             yield report
             said, _ = process.communicate(timeout=300)
@@ -186,6 +194,27 @@ def loaded(kubernetes: Kubectl) -> Iterator[Report]:
     for kind in ("lost", "broken"):
         found[kind] = [Lost(**one) for one in found[kind]]
     report.__dict__.update(found)
+
+
+def keep(said: Mapping[str, Any], results: Path | None) -> None:
+    """Show what became of a load, and add it to a file, a line."""
+    print(json.dumps(said, indent=1))
+    if results:
+        with results.open("a") as file:
+            file.write(f"{json.dumps(said)}\n")
+
+
+def clusters(kubernetes: Kubectl) -> set[str]:
+    """The names of the Ray clusters."""
+    return {item["metadata"]["name"] for item in kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]}
+
+
+def until_one_is_left(kubernetes: Kubectl) -> None:
+    """Requests that are under way on a Ray cluster that goes are part of an upgrade."""
+    deadline = time.monotonic() + 600
+    while len(found := clusters(kubernetes)) != 1:
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,22 @@ ours.
 
 import json
 import re
-import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.clusters import NATIVE_ADDRESS
-from infra.config import StackConfig
 from infra.platform import kuberay
 from scripts import packages
-from scripts.cluster.layout import Record
 from scripts.kubectl import Kubectl
 from scripts.observe import look
 from tests.e2e.conftest import Stack
-from tests.e2e.load import STREAMS, TWO, Lost, keys, loaded
+from tests.e2e.load import NAMESPACE, STREAMS, TWO, Lost, inside, keep, keys, loaded, service
 
-NAMESPACE = StackConfig().namespace
 CALM_S = 45
 """After so long without a loss, all is well again: Serve replaces a replica after three health checks in 30 s."""
 PASSWORD = uuid.uuid4().hex
@@ -38,14 +34,6 @@ KEPT: dict[str, Any] = {
     },
 }
 """Keys of a stack with two of each but the language model, so that one can go, and the head's state in Redis."""
-
-
-def inside(*command: str, namespaces: Iterable[str] = ("net",), **options: Any) -> subprocess.Popen[str]:
-    """A process in the cluster's network, or in others of its namespaces."""
-    record = Record.load()
-    assert record
-    entered = ["nsenter", *(f"--{kind}" for kind in namespaces), f"--target={record.node}", "--", *command]
-    return subprocess.Popen(entered, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +155,7 @@ def test_it_comes_back(
     victim: Callable[[Kubectl], None], stack: Stack, kubernetes: Kubectl, results: Path | None
 ) -> None:
     before = replicas(kubernetes)
-    with loaded(kubernetes) as report:
+    with loaded(service(kubernetes)) as report:
         time.sleep(10)  # of a steady load before
         killed = time.time()
         victim(kubernetes)
@@ -176,10 +164,7 @@ def test_it_comes_back(
     losses = [*report.lost, *report.broken]
     last = max((one.ended for one in losses), default=since)
     said: dict[str, Any] = {"killed": victim.__name__, "last_loss_s": round(last - since, 1), **report.summary()}
-    print(json.dumps(said, indent=1))
-    if results:
-        with results.open("a") as file:
-            file.write(f"{json.dumps(said)}\n")
+    keep(said, results)
     assert report.seconds - last > CALM_S / 2
     assert [one for one in report.lost if not retriable(one)] == []
     silent = [one for one in report.broken if one.events and '"error"' not in one.seen]

@@ -3,34 +3,19 @@
 `make e2e-upgrade RUNS=20` makes each kind as often as it says; RESULTS=file has what came of it.
 """
 
-import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.config import StackConfig
 from scripts.kubectl import Kubectl
 from tests.e2e.conftest import Stack
-from tests.e2e.load import keys, loaded, serving
+from tests.e2e.load import keep, keys, loaded, service, serving, until_one_is_left
 
-NAMESPACE = StackConfig().namespace
 WHOLE = keys(workers=1)
 """Of each one: two of these Ray clusters and the load share two cores."""
 IN_PLACE = {**WHOLE, "serving": serving((1, 0))}
-
-
-def clusters(kubernetes: Kubectl) -> set[str]:
-    return {item["metadata"]["name"] for item in kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]}
-
-
-def eventually(what: str, condition: Callable[[], bool], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(1)
 
 
 def canary(stack: Stack, run: int) -> None:
@@ -72,15 +57,10 @@ def test_nothing_is_lost(
 ) -> None:
     if run == 0:
         stack.require(**(IN_PLACE if change is canary else WHOLE))
-    with loaded(kubernetes) as report:
+    with loaded(service(kubernetes)) as report:
         change(stack, run)
-        # Requests that are under way on the Ray cluster that goes are part of it.
-        eventually("one Ray cluster is left", lambda: len(clusters(kubernetes)) == 1)
-    said = {"change": change.__name__, "run": run, **report.summary()}
-    print(json.dumps(said, indent=1))
-    if results:
-        with results.open("a") as file:
-            file.write(f"{json.dumps(said)}\n")
+        until_one_is_left(kubernetes)
+    keep({"change": change.__name__, "run": run, **report.summary()}, results)
     assert report.requests > 5 * report.seconds
     assert report.streams > 0
     assert (report.lost, report.broken) == ([], [])
