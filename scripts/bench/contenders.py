@@ -21,7 +21,7 @@ import yaml
 
 from app import keys
 from app.builtin import ensure
-from app.settings import Settings, Variant, environment, parse
+from app.settings import NOTHING, Settings, Variant, environment, parse
 from scripts import serve
 from scripts.console import Problem
 
@@ -130,12 +130,6 @@ def _serve_run(what: list[str], variables: Mapping[str, str], key: str, log: Pat
 
 def _stock(log: Path) -> AbstractContextManager[Served]:
     return _serve_run(["scripts.bench.stock:app"], {}, "none", log)
-
-
-NOTHING: dict[str, Any] = {
-    **{"models": [], "embeddings": [], "classifiers": [], "rerankers": []},
-    **{"generate": None, "moderation": None, "pipeline": None},
-}
 
 
 def ours(
