@@ -1,16 +1,11 @@
 """Chat in streams: our paths beside vLLM's own server and Ray's own application."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import httpx
-
 from scripts.bench.kind import Contender, Kind
-from scripts.bench.load import PATIENCE_SECONDS, Point, by_httpx, by_vllm
-from scripts.bench.servers import NAME, Served, ours, serve_run, vllm
+from scripts.bench.load import CHAT, Point, answered, ask, by_httpx, by_vllm
+from scripts.bench.servers import NAME, VLLM, Served, Start, ours, serve_run
 
 GOLDEN = (
     "What is the capital of France?",
@@ -23,18 +18,13 @@ GOLDEN = (
 
 def golden(served: Served) -> list[str]:
     """The greedy answers to GOLDEN, one after the other."""
-    headers = {"Authorization": f"Bearer {served.key}"}
-    answers: list[str] = []
-    with httpx.Client(base_url=served.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False) as http:
-        for prompt in GOLDEN:
-            messages = [{"role": "user", "content": prompt}]
-            asked = {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": 24}
-            answered = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
-            answers.append(answered["choices"][0]["message"]["content"])
-    return answers
+    common = {"model": NAME, "temperature": 0, "max_completion_tokens": 24}
+    bodies = [{**common, "messages": [{"role": "user", "content": prompt}]} for prompt in GOLDEN]
+    _, answers = answered(served, [partial(ask, CHAT.path, body) for body in bodies], 1)
+    return [answer["choices"][0]["message"]["content"] for answer in answers]
 
 
-def _contender(what: str, start: Callable[[Path], AbstractContextManager[Served]]) -> Contender:
+def _contender(what: str, start: Start) -> Contender:
     return Contender(what, start, {"vllm": by_vllm, "httpx": by_httpx}, golden)
 
 
@@ -48,8 +38,7 @@ SAFETY = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive
 KIND = Kind(
     "tokens",
     {
-        "vllm": _contender("vLLM's own OpenAI server", partial(vllm, "vllm.entrypoints.openai.api_server")),
-        "vllm-uni": _contender("the same with our engine's processes", partial(vllm, "scripts.bench.one_process")),
+        **{name: _contender(*server) for name, server in VLLM.items()},
         "ray-llm": _contender(
             "ray.serve.llm, build_openai_app as its documentation has it",
             partial(serve_run, ["scripts.bench.stock:app"]),
@@ -68,7 +57,7 @@ KIND = Kind(
             partial(ours, {**_variants(guard={"classifier": "safety"}), "classifiers": [SAFETY]}),
         ),
     },
-    peers=("vllm", "vllm-uni"),  # as it is, and with the engine's processes as ours are
+    peers=tuple(VLLM),
     points=(Point(1, 4, 64), Point(8, 24, 64), Point(32, 64, 64), Point(128, 256, 4)),
     warm=Point(8, 16, 16),
 )

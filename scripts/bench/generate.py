@@ -1,64 +1,48 @@
 """/generate beside vLLM's own completions: the same prompts, and the same engine behind them."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import httpx
-
-from scripts.bench.kind import Client, Contender, Kind
-from scripts.bench.load import PATIENCE_SECONDS, Point, Route, by_httpx, read
-from scripts.bench.servers import NAME, Served, ours, vllm
+from scripts.bench.kind import Contender, Kind
+from scripts.bench.load import Point, Route, answered, ask, by_httpx, read
+from scripts.bench.servers import NAME, VLLM, Served, Start, ours
 
 GOLDEN = ("The capital of France is", "One, two, three,", "Der Hafen war", "def add(a, b):\n")
 
 
-def _ours(stream: bool) -> Route:
-    def body(prompt: str, tokens: int) -> dict[str, object]:
-        return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream}
+def _body(prompt: str, tokens: int, stream: bool) -> dict[str, object]:
+    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream}
 
-    return Route("/generate", body, lambda said: (said["text"], said["tokens"]))
+
+def _ours(stream: bool) -> Route:
+    return Route("/generate", partial(_body, stream=stream), lambda said: (said["text"], said["tokens"]))
 
 
 def _vllms(stream: bool) -> Route:
     def body(prompt: str, tokens: int) -> dict[str, object]:
-        options = {"stream_options": {"include_usage": True}} if stream else {}
-        return {
-            **{"model": NAME, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream},
-            **options,
-        }
+        usage = {"stream_options": {"include_usage": True}} if stream else {}
+        return {"model": NAME, **_body(prompt, tokens, stream), **usage}
 
     return Route("/v1/completions", body, read)
 
 
-def _clients(route: Any) -> dict[str, Client]:
-    return {name: partial(by_httpx, route=route(name == "stream")) for name in ("stream", "whole")}
+def _contender(what: str, start: Start, route: Callable[[bool], Route]) -> Contender:
+    clients = {"stream": partial(by_httpx, route=route(True)), "whole": partial(by_httpx, route=route(False))}
+    return Contender(what, start, clients, partial(_golden, route(False)))
 
 
 def _golden(route: Route, served: Served) -> list[str]:
-    headers = {"Authorization": f"Bearer {served.key}"}
-    with httpx.Client(base_url=served.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False) as http:
-        answers = [http.post(route.path, json=route.body(prompt, 16)).raise_for_status().json() for prompt in GOLDEN]
+    _, answers = answered(served, [partial(ask, route.path, route.body(prompt, 16)) for prompt in GOLDEN], 1)
     return [route.read(answer)[0] for answer in answers]
 
 
 KIND = Kind(
     "tokens",
     {
-        **{
-            name: Contender(what, partial(vllm, module), _clients(_vllms), partial(_golden, _vllms(stream=False)))
-            for name, what, module in (
-                ("vllm", "vLLM's own OpenAI server", "vllm.entrypoints.openai.api_server"),
-                ("vllm-uni", "the same with our engine's processes", "scripts.bench.one_process"),
-            )
-        },
-        "generate": Contender(
-            "ours with keys and limits",
-            partial(ours, {"generate": {}}),
-            _clients(_ours),
-            partial(_golden, _ours(stream=False)),
-        ),
+        **{name: _contender(*server, _vllms) for name, server in VLLM.items()},
+        "generate": _contender("ours with keys and limits", partial(ours, {"generate": {}}), _ours),
     },
-    peers=("vllm", "vllm-uni"),
+    peers=tuple(VLLM),
     points=(Point(1, 4, 32), Point(8, 16, 32), Point(32, 64, 32)),
     warm=Point(8, 8, 16),
 )

@@ -1,12 +1,10 @@
 """What is measured together: contenders that do the same, and how they are asked."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import NamedTuple
 
 from scripts.bench.load import Measured, Point
-from scripts.bench.servers import Served
+from scripts.bench.servers import Served, Start
 
 Client = Callable[[Served, Point, int], Measured]
 """Takes a salt, by which no two prompts are alike. Problem when an answer is not what it should be."""
@@ -16,8 +14,7 @@ class Contender(NamedTuple):
     """A server that can be started; `what` says which."""
 
     what: str
-    start: Callable[[Path], AbstractContextManager[Served]]
-    """Takes the file for its log. Problem when it does not answer."""
+    start: Start
     clients: Mapping[str, Client]
     """By their names, which are the same for all contenders of a kind."""
     golden: Callable[[Served], list[str]] = lambda _: []

@@ -1,7 +1,6 @@
 """What the way itself costs: requests for next to nothing, by our gateway, a bare Ray Serve and a bare FastAPI."""
 
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from scripts import serve
 from scripts.bench.kind import Contender, Kind
 from scripts.bench.load import Measured, Point, answered, ask
-from scripts.bench.servers import Served, ours, serve_run, started
+from scripts.bench.servers import Served, Start, ours, serve_run, started
 
 CLASSIFIER = {"name": "nothing", "source": "builtin:vader-sentiment"}
 """The least that a replica of ours can do: a lexicon looks up one word."""
@@ -33,7 +32,7 @@ CLIENTS = {
 }
 
 
-def _contender(what: str, start: Callable[[Path], AbstractContextManager[Served]]) -> Contender:
+def _contender(what: str, start: Start) -> Contender:
     return Contender(what, start, CLIENTS)
 
 

@@ -10,8 +10,9 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,10 @@ class Served(NamedTuple):
                 times = process.cpu_times()
                 used[name] += times.user + times.system
         return used
+
+
+Start = Callable[[Path], AbstractContextManager[Served]]
+"""Takes the file for the server's log. Problem when it does not answer."""
 
 
 def role(title: str) -> str:
@@ -139,8 +144,7 @@ def engine_arguments(variant: Variant) -> dict[str, Any]:
     }
 
 
-def vllm(module: str, log: Path) -> AbstractContextManager[Served]:
-    """vLLM's own OpenAI server, by the Python module that starts it."""
+def _vllm(module: str, log: Path) -> AbstractContextManager[Served]:
     arguments = engine_arguments(Settings().models[0].variants[0])
     options: list[str] = []
     for name, value in arguments.items():
@@ -152,6 +156,13 @@ def vllm(module: str, log: Path) -> AbstractContextManager[Served]:
     # As the replica's engines have it.
     variables = {"VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return started(command, variables | {"OMP_NUM_THREADS": "1"}, "none", log)
+
+
+VLLM: dict[str, tuple[str, Start]] = {
+    "vllm": ("vLLM's own OpenAI server", partial(_vllm, "vllm.entrypoints.openai.api_server")),
+    "vllm-uni": ("the same with our engine's processes", partial(_vllm, "scripts.bench.one_process")),
+}
+"""The peers of our engines: what they are, and how they start."""
 
 
 def serve_run(

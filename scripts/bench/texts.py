@@ -60,7 +60,7 @@ def texts(point: Point) -> list[list[str]]:
     ]
 
 
-def by_length(given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], size: int) -> np.ndarray:
+def in_passes(given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], size: int) -> np.ndarray:
     """What `forward` makes of texts, or of their tokens, when those of like length share a pass; in their order."""
     order = batching.by_length(given)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -72,7 +72,7 @@ def by_length(given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], 
 
 def _embed() -> Callable[[list[str], int], np.ndarray]:
     model = Embeddings(ENCODER)
-    return lambda given, size: by_length(model._tokenizer(given)["input_ids"], model._forward, size)
+    return lambda given, size: in_passes(model._tokenizer(given)["input_ids"], model._forward, size)
 
 
 def _vectors(said: Any) -> np.ndarray:
@@ -92,7 +92,7 @@ def _classifier() -> Classifier:
 
 def _classify() -> Callable[[list[str], int], np.ndarray]:
     model = Sequences(_classifier())
-    return lambda given, size: by_length(given, lambda part: model(part).scores, size)
+    return lambda given, size: in_passes(given, lambda part: model(part).scores, size)
 
 
 def _scores(said: Any) -> np.ndarray:
@@ -104,10 +104,10 @@ def _kind(reader: Reader) -> Kind:
     agreed: dict[Point, np.ndarray] = {}
     load = cache(reader.loop)
 
-    def start(log: Path, **batching: int) -> contextlib.AbstractContextManager[Served]:
+    def start(log: Path, **options: int) -> contextlib.AbstractContextManager[Served]:
         settings = reader.settings()
         for models in settings.values():
-            models[0] |= {"batching": batching}
+            models[0] |= {"batching": options}
         return ours(settings, log)
 
     def over_http(served: Served, point: Point, salt: int) -> Measured:

@@ -163,7 +163,7 @@ def test_texts_are_read_over_http_and_in_a_loop(paced: Served) -> None:
         sizes.append(len(part))
         return np.array([[len(text), 1] for text in part])
 
-    found = _measured_texts(paced, point, lambda given, size: texts.by_length(given, forward, size))
+    found = _measured_texts(paced, point, lambda given, size: texts.in_passes(given, forward, size))
     assert found[texts.BATCHED].per_second <= point.concurrency * point.texts / PACE_S
     assert found[texts.BATCHED].p50 > PACE_S * 900
     assert sizes == [8] * 10 + [32, 32, 16] + [64, 16]
