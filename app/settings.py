@@ -828,16 +828,16 @@ def serve_config(settings: Settings) -> dict[str, Any]:
     logging_config = settings.logging.options("json")
     if settings.gateway.fast:
         (model,) = settings.models
-        fast = {**_NOTHING, "models": [_alone(model, model.variants[0])], **_pick(given, "gateway", "auth")}
+        fast = {**NOTHING, "models": [_alone(model, model.variants[0])], **_pick(given, "gateway", "auth")}
         return {"applications": [_application("gateway", "fast", fast, route="/")], "logging_config": logging_config}
     parts = [
-        _application(f"{slug(model.name)}@{variant.name}", "variant", {**_NOTHING, "models": [_alone(model, variant)]})
+        _application(f"{slug(model.name)}@{variant.name}", "variant", {**NOTHING, "models": [_alone(model, variant)]})
         for model in settings.models
         for variant in model.variants
     ]
     if settings.generate:
         alone = settings.generate.model_dump(mode="json", exclude=_UNREAD)
-        parts.append(_application("generate", "generate", {**_NOTHING, "generate": alone}))
+        parts.append(_application("generate", "generate", {**NOTHING, "generate": alone}))
     batched = {kind: given[kind] for kind in ("embeddings", "classifiers", "rerankers")}
     if any(batched.values()):
         batching = [
@@ -845,7 +845,7 @@ def serve_config(settings: Settings) -> dict[str, Any]:
             for kind in batched
             for model, values in zip(getattr(settings, kind), batched[kind], strict=True)
         ]
-        nlp = {**_NOTHING, **batched, "models": _summariser(settings), "pipeline": given["pipeline"]}
+        nlp = {**NOTHING, **batched, "models": _summariser(settings), "pipeline": given["pipeline"]}
         parts.append(_application("nlp", "nlp", nlp, batching))
     gateway = {
         **{kind: [_pick(model, "name", "source", "revision", "unsafe") for model in given[kind]] for kind in batched},
@@ -873,11 +873,11 @@ def environment(settings: Settings) -> dict[str, str]:
     return found
 
 
-_NOTHING: dict[str, Any] = {
+NOTHING: dict[str, Any] = {
     **{"models": [], "embeddings": [], "classifiers": [], "rerankers": []},
     **{"generate": None, "moderation": None, "pipeline": None},
 }
-"""Settings of an application that serves nothing: what is left out would be the default."""
+"""Settings of an application that serves nothing, to add to: what is left out would be the default."""
 _UNREAD = {"size"}
 """What no replica reads: a change of it must not make new ones."""
 

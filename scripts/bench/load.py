@@ -1,149 +1,80 @@
-"""The load: chat in streams, by two clients that know nothing of each other, and what each has measured."""
+"""The load: what asks a server, so many at once, and what it has seen of the answers."""
 
 import asyncio
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import aiohttp
 import httpx
 import numpy as np
 
-from scripts.bench.contenders import NAME, Served
+from app.builtin import cache_dir, ensure
+from scripts.bench.servers import MODEL, NAME, Served
 from scripts.console import Problem
+
+T = TypeVar("T")
+Call = Callable[[aiohttp.ClientSession], Awaitable[T]]
+"""One request, or some that make one answer."""
 
 SUBJECTS = (
     *("the sea", "a harbour", "winter", "bread", "a railway", "the moon", "a violin", "rain", "an old map", "a bridge"),
     *("the desert", "a lighthouse", "tea", "a forest", "the market", "a clock"),
 )
-GOLDEN = (
-    "What is the capital of France?",
-    "Say hi",
-    "Name three colors.",
-    "What is 2+2?",
-    "Write one sentence about the sea and the old harbour where fishermen mend their nets in the morning.",
-)
-"""Their answers must be the same whoever serves the model."""
-PATIENCE = httpx.Timeout(300)
+PATIENCE_SECONDS = 300
 
 
 class Point(NamedTuple):
-    """So many requests, so many at once, each with an answer of so many tokens."""
+    """So many requests, so many at once. Of what follows, each kind has what makes its requests large."""
 
     concurrency: int
     requests: int
-    tokens: int
+    tokens: int = 0
+    """Of each answer."""
+    texts: int = 0
+    """In each request."""
+    words: int = 0
+    """Of each text."""
 
     def __str__(self) -> str:
-        return f"{self.concurrency} at once, {self.tokens} tokens"
+        sizes = {"token": self.tokens, "text": self.texts, "word": self.words}
+        named = [f"{size} {name}{'s' if size > 1 else ''}" for name, size in sizes.items() if size]
+        return ", ".join([f"{self.concurrency} at once", *named])
 
 
 class Measured(NamedTuple):
     """What a client saw of a Point; times in ms."""
 
-    tokens_per_second: float
-    ttft_p50: float
-    ttft_p95: float
-    itl_p50: float
-    itl_p95: float
+    counted: int
+    """Tokens, texts or requests, whatever the kind counts."""
+    per_second: float
+    p50: float
+    """Of the wait for the first token, or for an answer that comes whole."""
+    p95: float
+    itl_p50: float = 0
+    """Between two tokens of a stream."""
+    itl_p95: float = 0
+
+
+class Route(NamedTuple):
+    """How a server continues a prompt."""
+
+    path: str
+    body: Callable[[str, int], dict[str, object]]
+    """For a prompt, and how many tokens there may be."""
+    read: Callable[[Any], tuple[str, int]]
+    """What an event says, or an answer that comes whole: text, and how many tokens there have been if it says so."""
 
 
 def prompts(point: Point, salt: int) -> list[str]:
     """No two alike, or the prefix cache would answer; the same for every contender."""
     subjects = [SUBJECTS[index % len(SUBJECTS)] for index in range(point.requests)]
     return [f"{salt}.{index}: tell a long story about {subject}." for index, subject in enumerate(subjects)]
-
-
-def by_vllm(served: Served, model: Path, point: Point, salt: int, scratch: Path) -> Measured:
-    """Measured by vLLM's own client: https://docs.vllm.ai/en/latest/benchmarking/cli/."""
-    from vllm.benchmarks import serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    data = scratch / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(point, salt)))
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    arguments = parser.parse_args(
-        [
-            *("--backend", "openai-chat", "--base-url", served.url, "--endpoint", "/v1/chat/completions"),
-            *("--model", str(model), "--served-model-name", NAME, "--temperature", "0", "--ignore-eos"),
-            *("--dataset-name", "custom", "--dataset-path", str(data), "--skip-chat-template", "--disable-shuffle"),
-            *("--custom-output-len", str(point.tokens), "--num-prompts", str(point.requests)),
-            *("--max-concurrency", str(point.concurrency), "--metric-percentiles", "50,95", "--disable-tqdm"),
-        ]
-    )
-    assert arguments
-    os.environ["OPENAI_API_KEY"] = served.key
-    said = scratch / "vllm-client.log"
-    with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        found = asyncio.run(serve.main_async(arguments))
-    if found["completed"] != point.requests or found["total_output_tokens"] != point.requests * point.tokens:
-        raise Problem(
-            f"of {point.requests} requests {found['completed']} were answered, with {found['total_output_tokens']} "
-            f"tokens: {next(filter(None, found.get('errors', [])), '')}",
-            f"read {said}",
-        )
-    return Measured(
-        found["output_throughput"],
-        *(found[key] for key in ("p50_ttft_ms", "p95_ttft_ms", "p50_itl_ms", "p95_itl_ms")),
-    )
-
-
-def by_httpx(served: Served, point: Point, salt: int) -> Measured:
-    """The same by a client of ours, which counts what the server says that it has generated."""
-    try:
-        return asyncio.run(_by_httpx(served, point, salt))
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-
-
-def client(served: Served) -> httpx.AsyncClient:
-    """One with the server's key, patience, and as many connections as are asked for."""
-    return httpx.AsyncClient(
-        base_url=served.url,
-        headers={"Authorization": f"Bearer {served.key}"},
-        timeout=PATIENCE,
-        trust_env=False,
-        limits=httpx.Limits(max_connections=None),
-    )
-
-
-async def _by_httpx(served: Served, point: Point, salt: int) -> Measured:
-    waiting = iter(prompts(point, salt))
-    first: list[float] = []
-    between: list[float] = []
-    total = 0
-
-    async def work(http: httpx.AsyncClient) -> None:
-        nonlocal total
-        for prompt in waiting:
-            sent = last = time.perf_counter()
-            async with http.stream("POST", "/v1/chat/completions", json=body(prompt, point.tokens)) as answered:
-                if answered.status_code != 200:
-                    raise Problem(f"{answered.status_code}: {await answered.aread()}", "read the server's log")
-                async for line in answered.aiter_lines():
-                    if '"usage":{' in line:
-                        total += json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]
-                    if '"content":"' not in line or '"content":""' in line:
-                        continue
-                    now = time.perf_counter()
-                    (first if last == sent else between).append(now - last)
-                    last = now
-
-    began = time.perf_counter()
-    async with (
-        client(served) as http,
-        asyncio.TaskGroup() as clients,
-    ):
-        for _ in range(point.concurrency):
-            clients.create_task(work(http))
-    seconds = time.perf_counter() - began
-    if total != point.requests * point.tokens:
-        raise Problem(f"{total} tokens, of {point.requests * point.tokens} asked for", "read the server's log")
-    return Measured(total / seconds, *_percentiles(first), *_percentiles(between))
 
 
 def body(prompt: str, tokens: int) -> dict[str, object]:
@@ -153,19 +84,164 @@ def body(prompt: str, tokens: int) -> dict[str, object]:
     return {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": tokens, **options}
 
 
-def _percentiles(seconds: Iterable[float]) -> Sequence[float]:
+def read(said: Any) -> tuple[str, int]:
+    """OpenAI's events of chat and of completions, and its completions that come whole."""
+    texts = (choice.get("delta", {}).get("content") or choice.get("text") or "" for choice in said["choices"])
+    return "".join(texts), (said.get("usage") or {}).get("completion_tokens", 0)
+
+
+CHAT = Route("/v1/chat/completions", body, read)
+
+
+def by_vllm(served: Served, point: Point, salt: int) -> Measured:
+    """Chat, measured by vLLM's own client: https://docs.vllm.ai/en/latest/benchmarking/cli/."""
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    said = cache_dir() / "bench-vllm-client.log"
+    os.environ["OPENAI_API_KEY"] = served.key
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        data = Path(directory) / "prompts.jsonl"
+        data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(point, salt)))
+        arguments = parser.parse_args(
+            [
+                *("--backend", "openai-chat", "--base-url", served.url, "--endpoint", CHAT.path),
+                *("--model", str(ensure(MODEL)), "--served-model-name", NAME, "--temperature", "0", "--ignore-eos"),
+                *("--dataset-name", "custom", "--dataset-path", str(data), "--skip-chat-template"),
+                *("--disable-shuffle", "--custom-output-len", str(point.tokens), "--num-prompts", str(point.requests)),
+                *("--max-concurrency", str(point.concurrency), "--metric-percentiles", "50,95", "--disable-tqdm"),
+            ]
+        )
+        assert arguments
+        with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            found = asyncio.run(serve.main_async(arguments))
+    if found["completed"] != point.requests or found["total_output_tokens"] != point.requests * point.tokens:
+        raise Problem(
+            f"of {point.requests} requests {found['completed']} were answered, with {found['total_output_tokens']} "
+            f"tokens: {next(filter(None, found.get('errors', [])), '')}",
+            f"read {said}",
+        )
+    return Measured(
+        found["total_output_tokens"],
+        found["output_throughput"],
+        *(found[key] for key in ("p50_ttft_ms", "p95_ttft_ms", "p50_itl_ms", "p95_itl_ms")),
+    )
+
+
+def by_httpx(served: Served, point: Point, salt: int, route: Route = CHAT) -> Measured:
+    """The same by a client of ours, which counts what the server says that it has generated; also of other routes."""
+    return _run(_by_httpx(served, point, salt, route))
+
+
+def client(served: Served) -> httpx.AsyncClient:
+    """One with the server's key, patience, and as many connections as are asked for."""
+    return httpx.AsyncClient(
+        base_url=served.url,
+        headers={"Authorization": f"Bearer {served.key}"},
+        timeout=PATIENCE_SECONDS,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=None),
+    )
+
+
+async def _by_httpx(served: Served, point: Point, salt: int, route: Route) -> Measured:
+    waiting = iter(prompts(point, salt))
+    first: list[float] = []
+    between: list[float] = []
+    total = 0
+
+    async def work(http: httpx.AsyncClient) -> None:
+        nonlocal total
+        for prompt in waiting:
+            sent = last = time.perf_counter()
+            tokens = 0
+            async with http.stream("POST", route.path, json=route.body(prompt, point.tokens)) as answered:
+                if answered.status_code != 200:
+                    raise Problem(f"{answered.status_code}: {await answered.aread()}", "read the server's log")
+                async for line in answered.aiter_lines():
+                    if not (said := line.removeprefix("data: ")).startswith("{"):
+                        continue
+                    event = json.loads(said)
+                    if "error" in event:
+                        raise Problem(f"a stream ended with {said}", "read the server's log")
+                    text, counted = route.read(event)
+                    tokens = counted or tokens
+                    if text:
+                        now = time.perf_counter()
+                        (first if last == sent else between).append(now - last)
+                        last = now
+            total += tokens
+
+    began = time.perf_counter()
+    async with (
+        client(served) as http,
+        asyncio.TaskGroup() as clients,
+    ):
+        for _ in range(point.concurrency):
+            clients.create_task(work(http))
+    seconds = time.perf_counter() - began
+    asked = point.requests * point.tokens
+    if not (total == asked if route is CHAT else 0 < total <= asked):
+        raise Problem(f"{total} tokens, of {asked} asked for", "read the server's log")
+    return Measured(total, total / seconds, *percentiles(first), *percentiles(between))
+
+
+def answered(served: Served, calls: Sequence[Call[T]], concurrency: int, each: int = 1) -> tuple[Measured, list[T]]:
+    """Make the calls, so many at once; the answers are in their order. A call counts for `each`.
+
+    By aiohttp: httpx would take more of two cores than a server that answers hundreds of requests a second.
+    """
+    return _run(_answered(served, calls, concurrency, each))
+
+
+async def _answered(served: Served, calls: Sequence[Call[T]], concurrency: int, each: int) -> tuple[Measured, list[T]]:
+    found: dict[int, T] = {}
+    waits: list[float] = []
+    waiting = iter(enumerate(calls))
+
+    async def work(http: aiohttp.ClientSession) -> None:
+        for index, call in waiting:
+            sent = time.perf_counter()
+            found[index] = await call(http)
+            waits.append(time.perf_counter() - sent)
+
+    began = time.perf_counter()
+    async with (
+        aiohttp.ClientSession(
+            served.url,
+            headers={"Authorization": f"Bearer {served.key}"},
+            timeout=aiohttp.ClientTimeout(PATIENCE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0),
+        ) as http,
+        asyncio.TaskGroup() as clients,
+    ):
+        for _ in range(concurrency):
+            clients.create_task(work(http))
+    count = len(calls) * each
+    measured = Measured(count, count / (time.perf_counter() - began), *percentiles(waits))
+    return measured, [found[index] for index in range(len(calls))]
+
+
+async def ask(path: str, body: dict[str, Any] | None, http: aiohttp.ClientSession) -> Any:
+    """The answer to a POST of `body`, or without one to a GET, as JSON. Problem when it is no answer."""
+    async with http.request("POST" if body else "GET", path, json=body) as answer:
+        content = await answer.read()
+    if answer.status != 200:
+        raise Problem(f"{answer.status}: {content[:500]}", "read the server's log")
+    return json.loads(content)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """What it returns; of what its tasks raise, the first."""
+    try:
+        return asyncio.run(work)
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+def percentiles(seconds: Iterable[float]) -> Sequence[float]:
+    """The 50th and the 95th, in ms; zeros of nothing."""
     values = list(seconds)
     return [float(value) * 1000 for value in np.percentile(values, (50, 95))] if values else [0.0, 0.0]
-
-
-def golden(served: Served) -> list[str]:
-    """The greedy answers to GOLDEN, one after the other."""
-    headers = {"Authorization": f"Bearer {served.key}"}
-    answers: list[str] = []
-    with httpx.Client(base_url=served.url, headers=headers, timeout=PATIENCE, trust_env=False) as http:
-        for prompt in GOLDEN:
-            messages = [{"role": "user", "content": prompt}]
-            asked = {"model": NAME, "messages": messages, "temperature": 0, "max_completion_tokens": 24}
-            answered = http.post("/v1/chat/completions", json=asked).raise_for_status().json()
-            answers.append(answered["choices"][0]["message"]["content"])
-    return answers

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import httpx
@@ -12,8 +11,8 @@ import psutil
 
 from app.builtin import cache_dir
 from scripts.bench import load
-from scripts.bench.contenders import NAME, Served, ours
 from scripts.bench.load import Point, client
+from scripts.bench.servers import NAME, Served, ours
 from scripts.console import Problem, say, step, table
 
 PLACES, QUEUE = 16, 16
@@ -65,11 +64,11 @@ def bench(rounds: int) -> list[Overload]:
 
 
 def _measured(served: Served, number: int) -> Overload:
-    before = load.by_httpx(served, FULL, 10 * number + 1).tokens_per_second
-    workers, memory = set(_workers(served)), _memory(served)
+    before = load.by_httpx(served, FULL, 10 * number + 1).per_second
+    workers, memory = _workers(served), _memory(served)
     rate = TIMES * before / FULL.tokens
     found = asyncio.run(flood(served, rate, SECONDS))
-    after = load.by_httpx(served, FULL, 10 * number + 2).tokens_per_second
+    after = load.by_httpx(served, FULL, 10 * number + 2).per_second
     return Overload(
         round=number,
         before=before,
@@ -85,7 +84,7 @@ def _measured(served: Served, number: int) -> Overload:
         memory_before=memory,
         memory_most=max(found.memory),
         memory_after=_memory(served),
-        replaced=len(set(_workers(served)) ^ workers),
+        replaced=len(_workers(served) ^ workers),
     )
 
 
@@ -162,7 +161,7 @@ async def flood(served: Served, rate: float, seconds: float) -> Flood:
 
 def _memory(served: Served) -> float:
     """GiB of all its processes; what they share counts once."""
-    return sum(_of(process) for process in served.processes()) / 2**30
+    return sum(_of(process) for _, process in served.processes()) / 2**30
 
 
 def _of(process: psutil.Process) -> float:
@@ -172,13 +171,8 @@ def _of(process: psutil.Process) -> float:
         return 0.0
 
 
-def _workers(served: Served) -> Iterator[int]:
-    for process in served.processes():
-        try:
-            if "ServeReplica" in (title := " ".join(process.cmdline())) or "EngineCore" in title:
-                yield process.pid
-        except psutil.Error:
-            continue
+def _workers(served: Served) -> set[int]:
+    return {process.pid for role, process in served.processes() if role in ("gateway", "replica", "engine")}
 
 
 def report(runs: list[Overload]) -> str:

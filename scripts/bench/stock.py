@@ -5,7 +5,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 
 from app.builtin import ensure
 from app.settings import Settings
-from scripts.bench.contenders import MODEL, NAME, engine_arguments
+from scripts.bench.servers import MODEL, NAME, engine_arguments
 
 app = build_openai_app(
     {

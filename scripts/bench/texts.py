@@ -1,163 +1,171 @@
-"""Embeddings: what batching gains over answering one text at a time, and loses against a loop without a server."""
+"""Embeddings and classification: what batching gains over one text at a time, and loses against a loop that batches.
 
-import asyncio
+The classifier is the built-in embedding model under a head of random weights: none of the built-in classifiers is a
+transformer. What it says means nothing, and takes as long as that of a real one of its size.
+"""
+
 import base64
-import json
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
-import httpx
 import numpy as np
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from app.builtin import cache_dir
+from app.builtin import cache_dir, ensure
 from app.deployments import batching
-from app.deployments.embeddings import Embeddings
-from app.settings import EmbeddingModel
-from scripts.bench.contenders import Served, ours
-from scripts.bench.load import SUBJECTS, client
-from scripts.console import Problem, say, step, table
+from app.deployments.encoder import Encoder
+from app.deployments.sequences import Sequences
+from app.settings import Classifier, EmbeddingModel
+from scripts.bench.kind import Contender, Kind
+from scripts.bench.load import SUBJECTS, Measured, Point, answered, ask
+from scripts.bench.servers import Served, ours
+from scripts.console import Problem, say
 
-CORES = 1.5
+PLACEMENT = {"num_cpus": 1.5}
 """What the deployment sets aside: two threads."""
-MODEL = EmbeddingModel.model_validate({"placement": {"num_cpus": CORES}})
-BATCH = MODEL.batching.max_batch_size
-BATCHED, UNBATCHED, LOOP = "batched", "one at a time", "loop of sorted batches"
+ENCODER = EmbeddingModel.model_validate({"placement": PLACEMENT})
+PASSES = (8, 32, 64)
+"""Texts in one pass of the loop, of which the fastest counts."""
+BATCHED, UNBATCHED, LOOP = "batched", "unbatched", "loop"
+CLOSE = 1e-4
+"""How far two computations of one vector may be apart."""
 
 
-class Load(NamedTuple):
-    """So many requests at once, each of so many texts."""
+class Reader(NamedTuple):
+    """A model that makes of each text a vector, in a server and without one."""
 
-    concurrency: int
-    texts: int
-    requests: int
-
-    def __str__(self) -> str:
-        return f"{self.concurrency} at once, {self.texts} text{'s' if self.texts > 1 else ''} each"
-
-
-LOADS = (Load(1, 1, 200), Load(64, 1, 1280), Load(8, 64, 40))
-
-
-class TextRun(NamedTuple):
-    """What one contender did in one round."""
-
-    contender: str
-    round: int
-    load: Load
-    texts_per_second: float
-    p50_ms: float
-    p95_ms: float
+    settings: Callable[[], dict[str, Any]]
+    """Those of an application which serves it alone."""
+    path: str
+    options: dict[str, Any]
+    """What requests say beside their texts."""
+    read: Callable[[Any], np.ndarray]
+    """[texts, …] of an answer."""
+    loop: Callable[[], Callable[[list[str], int], np.ndarray]]
+    """Loads the model. Then [texts, …] of all texts, sorted, so many in one pass."""
 
 
-def texts(load: Load) -> list[list[str]]:
+def texts(point: Point) -> list[list[str]]:
     """Those of each request: of 4 to 60 words, at random, the same for all."""
-    chosen = np.random.default_rng(load.concurrency)
+    chosen = np.random.default_rng(point.concurrency)
     words = " ".join(SUBJECTS).split()
     return [
-        [" ".join(chosen.choice(words, chosen.integers(4, 61))) for _ in range(load.texts)]
-        for _ in range(load.requests)
+        [" ".join(chosen.choice(words, chosen.integers(4, 61))) for _ in range(point.texts)]
+        for _ in range(point.requests)
     ]
 
 
-def bench(rounds: int) -> list[TextRun]:
-    """All contenders, in another order each time. Raises Problem, also when they do not agree about the vectors."""
-    runs: list[TextRun] = []
-    vectors: dict[str, np.ndarray] = {}
-    for number in range(rounds):
-        contenders = [BATCHED, UNBATCHED, LOOP]
-        for name in contenders[number % 3 :] + contenders[: number % 3]:
-            with step(f"{name}, round {number + 1} of {rounds}"):
-                for run, found in _loop(number) if name == LOOP else _served(name, number):
-                    runs.append(run)
-                    vectors.setdefault(f"{run.load} {name}", found)
-                    say(f"    {run.load}: {run.texts_per_second:.0f} texts/s, p95 {run.p95_ms:.0f} ms")
-    for load in LOADS:
-        expected = vectors[f"{load} {LOOP}"]
-        for name in (BATCHED, UNBATCHED):
-            least = float((vectors[f"{load} {name}"] * expected).sum(1).min())
-            if least < 0.9999:
-                raise Problem(f"{name}, {load}: a vector has a cosine of {least:.5f} with the loop's", "find out why")
-    return runs
+def in_passes(given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], size: int) -> np.ndarray:
+    """What `forward` makes of texts, or of their tokens, when those of like length share a pass; in their order."""
+    order = batching.by_length(given)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    done = np.concatenate([forward([given[index] for index in part]) for part in parts])
+    found = np.empty_like(done)
+    found[order] = done
+    return found
 
 
-def _start(name: str, log: Path) -> AbstractContextManager[Served]:
-    model = MODEL.model_dump(mode="json")
-    if name == UNBATCHED:
-        model["batching"] = {"max_batch_size": 1}
-    return ours({"embeddings": [model]}, log)
+def _embed() -> Callable[[list[str], int], np.ndarray]:
+    encoder = Encoder(ENCODER)
+    return lambda given, size: in_passes(encoder.tokenizer(given)["input_ids"], encoder, size)
 
 
-def _served(name: str, number: int) -> Iterator[tuple[TextRun, np.ndarray]]:
-    with _start(name, cache_dir() / "bench-embeddings.log") as served:
-        asyncio.run(_ask(served, Load(8, 8, 40)))
-        for load in LOADS:
+def _vectors(said: Any) -> np.ndarray:
+    return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]])
+
+
+@cache
+def _classifier() -> Classifier:
+    made = cache_dir() / "bench-classifier"
+    source = ensure("all-minilm-l6-v2")
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3, dtype=torch.float32)
+    model.save_pretrained(made)
+    AutoTokenizer.from_pretrained(source).save_pretrained(made)
+    return Classifier.model_validate({"name": "random", "source": str(made), "placement": PLACEMENT})
+
+
+def _classify() -> Callable[[list[str], int], np.ndarray]:
+    model = Sequences(_classifier())
+    return lambda given, size: in_passes(given, lambda part: model(part).scores, size)
+
+
+def _scores(said: Any) -> np.ndarray:
+    return np.array([list(item["scores"].values()) for item in said["data"]])
+
+
+def _kind(reader: Reader) -> Kind:
+    """The model in batches, one text at a time, and without a server; all must agree about every vector."""
+    agreed: dict[Point, np.ndarray] = {}
+    load = cache(reader.loop)
+
+    def start(log: Path, **options: int) -> contextlib.AbstractContextManager[Served]:
+        settings = reader.settings()
+        for models in settings.values():
+            models[0] |= {"batching": options}
+        return ours(settings, log)
+
+    def over_http(served: Served, point: Point, salt: int) -> Measured:
+        calls = [partial(ask, reader.path, {"input": given, **reader.options}) for given in texts(point)]
+        measured, answers = answered(served, calls, point.concurrency, point.texts)
+        _agree(agreed, point, np.concatenate([reader.read(answer) for answer in answers]))
+        return measured
+
+    def in_loop(served: Served, point: Point, salt: int) -> Measured:
+        given = [text for request in texts(point) for text in request]
+        run, rates = load(), dict[int, float]()
+        for size in PASSES:
             began = time.perf_counter()
-            vectors, waits = asyncio.run(_ask(served, load))
-            rate = load.requests * load.texts / (time.perf_counter() - began)
-            p50, p95 = (float(value) * 1000 for value in np.percentile(waits, (50, 95)))
-            yield TextRun(name, number, load, rate, p50, p95), vectors
+            vectors = run(given, size)
+            rates[size] = len(given) / (time.perf_counter() - began)
+            _agree(agreed, point, vectors)
+        say(f"    {point}: {', '.join(f'{rate:.0f} texts/s in passes of {size}' for size, rate in rates.items())}")
+        return Measured(len(given), max(rates.values()), 0, 0)
+
+    return Kind(
+        "texts",
+        {
+            BATCHED: Contender("what comes during a batch is the next one", start, {"aiohttp": over_http}),
+            UNBATCHED: Contender("one text at a time", partial(start, max_batch_size=1), {"aiohttp": over_http}),
+            LOOP: Contender("sorted texts in passes of the best size, without a server", _nobody, {"aiohttp": in_loop}),
+        },
+        peers=(UNBATCHED, LOOP),
+        points=(Point(1, 200, texts=1), Point(64, 960, texts=1), Point(8, 32, texts=64)),
+        warm=Point(8, 40, texts=8),
+    )
 
 
-async def _ask(served: Served, load: Load) -> tuple[np.ndarray, list[float]]:
-    """The vectors, in order, and how long each request took."""
-    requests = texts(load)
-    found: list[Any] = [None] * len(requests)
-    waits: list[float] = []
-    waiting = iter(enumerate(requests))
-
-    async def work(http: httpx.AsyncClient) -> None:
-        for index, given in waiting:
-            sent = time.perf_counter()
-            answered = await http.post("/v1/embeddings", json={"input": given, "encoding_format": "base64"})
-            waits.append(time.perf_counter() - sent)
-            found[index] = answered.raise_for_status().content
-
-    async with (
-        client(served) as http,
-        asyncio.TaskGroup() as clients,
-    ):
-        for _ in range(load.concurrency):
-            clients.create_task(work(http))
-    return np.concatenate([_vectors(content) for content in found]), waits
+@contextlib.contextmanager
+def _nobody(log: Path) -> Iterator[Served]:
+    yield Served("", "", "")
 
 
-def _vectors(content: bytes) -> np.ndarray:
-    items = json.loads(content)["data"]
-    return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in items])
+def _agree(agreed: dict[Point, np.ndarray], point: Point, found: np.ndarray) -> None:
+    apart = float(np.abs(agreed.setdefault(point, found) - found).max())
+    if apart > CLOSE:
+        raise Problem(f"{point}: a vector is {apart:.5f} from that of another contender", "find out who is wrong")
 
 
-def _loop(number: int) -> Iterator[tuple[TextRun, np.ndarray]]:
-    """All texts, sorted by their length, through the deployment's own model in full batches."""
-    model = Embeddings(MODEL)
-    torch.set_num_threads(round(CORES))
-    for load in LOADS:
-        given = [text for request in texts(load) for text in request]
-        began = time.perf_counter()
-        ids = model._encoder.tokenizer(given)["input_ids"]
-        order = batching.by_length(ids)
-        parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-        done = np.concatenate([model._encoder([ids[index] for index in part]) for part in parts])
-        seconds = time.perf_counter() - began
-        vectors = np.empty_like(done)
-        vectors[order] = done
-        yield TextRun(LOOP, number, load, len(given) / seconds, 0.0, 0.0), vectors
-
-
-def report(runs: Sequence[TextRun]) -> str:
-    """Medians over the rounds."""
-    rows: list[tuple[str, ...]] = [("load", "contender", "texts/s", "of one at a time", "of the loop", "p95")]
-    for load in LOADS:
-
-        def rate(name: str, load: Load = load) -> float:
-            return median(run.texts_per_second for run in runs if (run.contender, run.load) == (name, load))
-
-        for name in (LOOP, BATCHED, UNBATCHED):
-            p95 = median(run.p95_ms for run in runs if (run.contender, run.load) == (name, load))
-            ratios = (f"{rate(name) / rate(other):.2f}" for other in (UNBATCHED, LOOP))
-            rows.append((str(load), name, f"{rate(name):.0f}", *ratios, f"{p95:.0f} ms" if p95 else ""))
-    return table(rows)
+EMBEDDINGS = _kind(
+    Reader(
+        settings=lambda: {"embeddings": [ENCODER.model_dump(mode="json")]},
+        path="/v1/embeddings",
+        options={"encoding_format": "base64"},
+        read=_vectors,
+        loop=_embed,
+    )
+)
+CLASSIFY = _kind(
+    Reader(
+        settings=lambda: {"classifiers": [_classifier().model_dump(mode="json")]},
+        path="/v1/classify",
+        options={},
+        read=_scores,
+        loop=_classify,
+    )
+)

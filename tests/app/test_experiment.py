@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.settings import Settings, parse, serve_config
+from app.settings import NOTHING, Settings, parse, serve_config
 from tests.app.conftest import FAST, ROOT, START_SECONDS, eventually, metrics, settled
 from tests.app.ray_cluster import Cluster, ray_cluster
 
@@ -38,9 +38,8 @@ def settings(
         "pins": pins or {},
         "guard": {"enabled": False, **(guard or {})},
     }
-    nothing = {"embeddings": [], "generate": None, "moderation": None, "rerankers": [], "pipeline": None}
     safety = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive"]}
-    return parse({"models": [model], "classifiers": [safety], **nothing})
+    return parse({**NOTHING, "models": [model], "classifiers": [safety]})
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -14,7 +13,7 @@ import yaml
 from openai import OpenAI
 
 from app import keys
-from app.settings import parse
+from app.settings import NOTHING, parse
 from tests.app.bad import Bad, require_refusal
 from tests.app.conftest import (
     FAST,
@@ -45,12 +44,11 @@ def cluster(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[C
     file = tmp_path_factory.mktemp("keys") / "keys.yaml"
     limited = {"name": "team", "sha256": keys.digest(KEY), "tokens_per_minute": 10**6}
     file.write_text(yaml.safe_dump({"keys": [limited]}))
-    nothing: dict[str, Any] = {"embeddings": [], "classifiers": [], "rerankers": [], "generate": None}
     settings = parse(
         {
-            **nothing,
+            **NOTHING,
             "models": [{"name": "chat", "variants": [VARIANT]}],
-            **{"moderation": None, "pipeline": None, "gateway": {"fast": True}, "auth": {"keys_file": str(file)}},
+            **{"gateway": {"fast": True}, "auth": {"keys_file": str(file)}},
         }
     )
     with ray_cluster(settings, logs / "ray-fast.log") as cluster:
@@ -163,7 +161,7 @@ def test_a_full_model_refuses_and_those_that_leave_free_their_places(http: httpx
     eventually("all places are free", lambda: http.post("/v1/completions", json={**LONG, "max_tokens": 1}).is_success)
 
 
-def test_an_engine_that_dies_is_replaced(cluster: Cluster, http: httpx.Client, client: OpenAI) -> None:
+def test_an_engine_that_dies_is_replaced(http: httpx.Client, client: OpenAI) -> None:
     before = answer(client, PROMPTS[0])
     engine = _engine()
     with closing(_stream(http)) as stream:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from app import keys
-from app.settings import parse
+from app.settings import NOTHING, parse
 from tests.app import redis_container
 from tests.app.bad import Bad, require_refusal
 from tests.app.conftest import eventually, httpx_client, metrics
@@ -22,11 +22,7 @@ KEY = keys.make()
 UNLIMITED = keys.make()
 LIMIT = 20
 CLASSIFY = {"model": "mood", "input": "I love it"}
-ONLY: dict[str, Any] = {
-    "classifiers": [{"name": "mood", "source": "builtin:vader-sentiment"}],
-    **{"models": [], "embeddings": [], "rerankers": []},
-    **{"generate": None, "moderation": None, "pipeline": None},
-}
+ONLY: dict[str, Any] = {**NOTHING, "classifiers": [{"name": "mood", "source": "builtin:vader-sentiment"}]}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeAppli
 from app import main
 from app.options import Autoscaling, GpuPlacement, Scaling
 from app.settings import (
+    NOTHING,
     Classifier,
     EmbeddingModel,
     Gateway,
@@ -100,8 +101,7 @@ def test_all_of_it_is_one_application_here() -> None:
 
 
 def test_the_fast_path_is_one_deployment_here_and_in_a_cluster() -> None:
-    nothing = {"embeddings": [], "classifiers": [], "rerankers": [], "generate": None}
-    fast = Settings(gateway=Gateway(fast=True), moderation=None, pipeline=None, **nothing)
+    fast = Settings(**{**NOTHING, "models": [Model()], "gateway": Gateway(fast=True)})
     (application,) = ServeDeploySchema.model_validate(serve_config(fast)).applications
     assert (application.name, application.route_prefix) == ("gateway", "/")
     for build, args in ((main.app, fast.model_dump(mode="json")), (main.fast, application.args)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import parse
+from app.settings import NOTHING, parse
 from tests.app.conftest import FAST, START_SECONDS, eventually, metrics
 from tests.app.ray_cluster import Cluster, ray_cluster
 
@@ -25,6 +25,7 @@ AUTOSCALING = {
     "look_back_period_s": 3.0,
 }
 SETTINGS: dict[str, Any] = {
+    **NOTHING,
     "models": [
         {
             "name": "chat",
@@ -33,8 +34,6 @@ SETTINGS: dict[str, Any] = {
             ],
         }
     ],
-    **{"embeddings": [], "classifiers": [], "rerankers": []},
-    **{"generate": None, "moderation": None, "pipeline": None},
 }
 
 

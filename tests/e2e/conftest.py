@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from app.settings import NOTHING
 from infra.clusters import LOCAL_KEY
 from infra.config import PROJECT, ROOT, StackConfig, from_file
 from infra.serving.rayservice import SERVE_PORT
@@ -57,9 +58,8 @@ def chat(weights: tuple[float, ...] = (1, 0), canary: Mapping[str, Any] | None =
 def little(**serving: Any) -> dict[str, Any]:
     """`serving` with chat and embeddings, and what else it is told."""
     return {
-        "models": [chat(weights=(1,))],
-        **{"classifiers": [], "rerankers": []},
-        **{"generate": None, "moderation": None, "pipeline": None},
+        **NOTHING,
+        **{"models": [chat(weights=(1,))], "embeddings": [{}]},
         **serving,
     }
 

@@ -8,6 +8,7 @@ import pulumi
 from pulumi.runtime import mocks, rpc
 
 from app.keys import digest
+from app.settings import NOTHING
 from infra.aws.config import EksCluster
 from infra.aws.stack import Aws
 from infra.config import PROJECT, StackConfig, parse
@@ -27,12 +28,6 @@ EKS: dict[str, Any] = {
 }
 GPUS: dict[str, Any] = {"name": "l4", "max_replicas": 4, "cpus": 7, "gpus": 1, "memory_gib": 28, "pool": {"gpu": "L4"}}
 SOURCE = f"s3://{NAME}-weights-{ACCOUNT}-{REGION}/org/model/0123abc"
-
-
-NOTHING: dict[str, Any] = {
-    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
-    **{kind: None for kind in ("generate", "moderation", "pipeline")},
-}
 
 
 def serving(**variant: Any) -> dict[str, Any]:

@@ -81,15 +81,11 @@ node = End(address=NATIVE_ADDRESS)
 
 LOCAL = StackConfig()
 EXISTING = StackConfig.model_construct(cluster=ExistingCluster(contexts=["kind"]))
-NOTHING: dict[str, Any] = {
-    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
-    **{"generate": None, "moderation": None, "pipeline": None},
-}
 ADAPTER = {"name": "legal", "source": "organisation/adapter"}
 
 
 def serving(values: dict[str, Any]) -> StackConfig:
-    return StackConfig(serving=settings.parse({**NOTHING, **values}))
+    return StackConfig(serving=settings.parse({**settings.NOTHING, **values}))
 
 
 S3 = serving({"models": [{"variants": [{"source": "s3://weights/llama"}]}]})

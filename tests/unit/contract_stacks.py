@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from app import settings
 from app.keys import digest
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
@@ -20,11 +21,7 @@ SHARED: dict[str, Any] = {
     **{"name": "l4", "cpus": 2, "gpus": 1, "memory_gib": 6},
     "pool": {"gpu": "L4", "nodes": "managed", "share": {"replicas": 4}},
 }
-NOTHING: dict[str, Any] = {
-    **{kind: [] for kind in ("embeddings", "classifiers", "rerankers")},
-    **{kind: None for kind in ("generate", "moderation", "pipeline")},
-    "gateway": {"placement": {"num_cpus": 0.01}},
-}
+NOTHING: dict[str, Any] = {**settings.NOTHING, "gateway": {"placement": {"num_cpus": 0.01}}}
 
 
 def variant(gpu: str | None = "L4", size: dict[str, Any] | None = QWEN3_8B, **values: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from app.settings import (
     ANALYZE,
     GENERATE,
     NAME,
+    NOTHING,
     PART,
     Classifier,
     Demand,
@@ -140,11 +141,6 @@ def auth(**keys: Any) -> dict[str, Any]:
 
 
 SAFETY = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive"]}
-NOTHING: dict[str, Any] = {
-    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
-    **{kind: None for kind in ("generate", "moderation", "pipeline")},
-}
-"""Settings of nothing at all, to add to."""
 
 
 def fast(model: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app import settings
 from app.keys import Key, digest
 from app.settings import SettingsError, demands
 from infra import config, versions
@@ -298,12 +299,7 @@ def gpus(number: int, replicas: int = 1) -> dict[str, Any]:
     return {"name": "gpu", "min_replicas": 0, "max_replicas": replicas, "cpus": 16, "gpus": number}
 
 
-NOTHING: dict[str, Any] = {
-    **{kind: [] for kind in ("models", "embeddings", "classifiers", "rerankers")},
-    **{kind: None for kind in ("generate", "moderation", "pipeline")},
-    "gateway": {"placement": {"num_cpus": 0}},
-}
-"""Settings of nothing at all, to add to."""
+NOTHING: dict[str, Any] = {**settings.NOTHING, "gateway": {"placement": {"num_cpus": 0}}}
 
 
 def serving(placement: dict[str, Any], scaling: dict[str, Any] | None = None, **engine: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings, Variant, demands, load
+from app.settings import NOTHING, Settings, Variant, demands, load
 from infra.clusters import LOCAL_KEY
 from infra.config import ROOT, Head, Operator, StackConfig, WorkerGroup
 from infra.platform import kuberay
@@ -25,11 +25,6 @@ from scripts.up import ask
 NAMESPACE = "gpus"
 GPU = "nvidia.com/gpu"
 FAKE_GPUS = 8
-
-NOTHING_ELSE: dict[str, Any] = {
-    **{"embeddings": [], "classifiers": [], "rerankers": []},
-    **{"generate": None, "moderation": None, "pipeline": None},
-}
 
 READ_RAY = """
 import json, ray
@@ -51,7 +46,7 @@ def language_models(profile: str) -> Settings:
         model.model_copy(update={"name": f"{profile}-{model.name}", "variants": [_small(v) for v in model.variants]})
         for model in load(ROOT / "app" / "profiles" / f"{profile}.yaml").models
     ]
-    return Settings(models=models, **NOTHING_ELSE)
+    return Settings(**{**NOTHING, "models": models})
 
 
 def _small(variant: Variant) -> Variant:
@@ -74,7 +69,7 @@ STACK = StackConfig(
         WorkerGroup(name=name, cpus=1, gpus=math.ceil(sum(demand.gpus for demand in demands(profile))), memory_gib=4)
         for name, profile in PROFILES.items()
     ],
-    serving=Settings(models=[model for profile in PROFILES.values() for model in profile.models], **NOTHING_ELSE),
+    serving=Settings(**{**NOTHING, "models": [model for profile in PROFILES.values() for model in profile.models]}),
 )
 
 

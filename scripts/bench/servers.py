@@ -1,6 +1,6 @@
-"""What is compared: servers of one model on this machine, each alone, with one and the same engine.
+"""The servers that are measured, each alone on this machine: how they start, and what they have used.
 
-All but vLLM's own are `serve run` with a Ray of their own.
+Those of Ray Serve are `serve run` with a Ray of their own.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -21,7 +22,7 @@ import yaml
 
 from app import keys
 from app.builtin import ensure
-from app.settings import Settings, Variant, environment, parse
+from app.settings import NOTHING, Settings, Variant, environment, parse
 from scripts import serve
 from scripts.console import Problem
 
@@ -39,20 +40,54 @@ class Served(NamedTuple):
     key: str
     mark: str
 
-    def processes(self) -> list[psutil.Process]:
-        return serve.marked(serve.MARK, self.mark)
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """All of its processes, each with its role."""
+        found: list[tuple[str, psutil.Process]] = []
+        for process in serve.marked(serve.MARK, self.mark):
+            with contextlib.suppress(psutil.Error):
+                found.append((role(" ".join(process.cmdline())), process))
+        return found
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What its processes have used so far, by their role."""
+        used: defaultdict[str, float] = defaultdict(float)
+        for name, process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                used[name] += times.user + times.system
+        return used
 
 
-class Contender(NamedTuple):
-    """A server that can be started; `what` says which."""
+Start = Callable[[Path], AbstractContextManager[Served]]
+"""Takes the file for the server's log. Problem when it does not answer."""
 
-    what: str
-    start: Callable[[Path], AbstractContextManager[Served]]
-    """Takes the file for its log. Problem when it does not answer."""
+
+def role(title: str) -> str:
+    """What a process is, by its command line."""
+    for part, name in (
+        ("VLLM::EngineCore", "engine"),
+        ("VLLM::Worker", "worker"),
+        ("api_server", "frontend"),
+        ("one_process", "frontend"),
+        ("uvicorn", "frontend"),
+        (":Gateway", "gateway"),
+        ("Ingress", "gateway"),
+        ("ServeReplica", "replica"),
+        ("ProxyActor", "proxy"),
+        ("HAProxy", "proxy"),
+        ("haproxy", "proxy"),
+        ("ServeController", "controller"),
+        ("raylet/raylet", "raylet"),
+        ("gcs_server", "gcs"),
+    ):
+        if part in title:
+            return name
+    return "other"
 
 
 @contextlib.contextmanager
-def _started(command: list[str | Path], variables: Mapping[str, str], key: str, log: Path) -> Iterator[Served]:
+def started(command: list[str | Path], variables: Mapping[str, str], key: str, log: Path) -> Iterator[Served]:
+    """A server on our port, once it answers, with `log` for what it writes. Problem when it does not."""
     serve.require_port()
     mark = uuid.uuid4().hex
     common = {serve.MARK: mark, "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -120,27 +155,25 @@ def _vllm(module: str, log: Path) -> AbstractContextManager[Served]:
     ]
     # As the replica's engines have it.
     variables = {"VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return _started(command, variables | {"OMP_NUM_THREADS": "1"}, "none", log)
+    return started(command, variables | {"OMP_NUM_THREADS": "1"}, "none", log)
 
 
-def _serve_run(what: list[str], variables: Mapping[str, str], key: str, log: Path) -> AbstractContextManager[Served]:
-    command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", *what]
-    return _started(command, variables, key, log)
-
-
-def _stock(log: Path) -> AbstractContextManager[Served]:
-    return _serve_run(["scripts.bench.stock:app"], {}, "none", log)
-
-
-NOTHING: dict[str, Any] = {
-    **{"models": [], "embeddings": [], "classifiers": [], "rerankers": []},
-    **{"generate": None, "moderation": None, "pipeline": None},
+VLLM: dict[str, tuple[str, Start]] = {
+    "vllm": ("vLLM's own OpenAI server", partial(_vllm, "vllm.entrypoints.openai.api_server")),
+    "vllm-uni": ("the same with our engine's processes", partial(_vllm, "scripts.bench.one_process")),
 }
+"""The peers of our engines: what they are, and how they start."""
 
 
-def ours(
-    settings: Mapping[str, Any], log: Path, governed: bool = True, **variables: str
+def serve_run(
+    what: list[str], log: Path, variables: Mapping[str, str] | None = None, key: str = "none"
 ) -> AbstractContextManager[Served]:
+    """A server by `serve run`."""
+    command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", *what]
+    return started(command, variables or {}, key, log)
+
+
+def ours(settings: Mapping[str, Any], log: Path, governed: bool = True) -> AbstractContextManager[Served]:
     """Our application with what `settings` name and nothing else; `governed` asks for keys, and counts."""
     key = keys.make()
     values = {**NOTHING, **settings}
@@ -150,30 +183,4 @@ def ours(
         values["auth"] = {"keys_file": str(file)}
     file = log.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(values))
-    return _serve_run(["app.main:app", f"settings={file}"], environment(parse(values)), key, log)
-
-
-def _chat(**more: Any) -> dict[str, Any]:
-    """Two variants, of which one has all the weight: the choice is made, and one engine does the work."""
-    idle = {"name": "canary", "weight": 0, "placement": {"num_cpus": 0.25}}
-    return {"models": [{"name": NAME, "variants": [{"name": "stable", "weight": 1}, idle], **more}]}
-
-
-SAFETY = {"name": "safety", "source": "builtin:profanity", "unsafe": ["offensive"]}
-CONTENDERS = {
-    "vllm": Contender("vLLM's own OpenAI server", partial(_vllm, "vllm.entrypoints.openai.api_server")),
-    "vllm-uni": Contender("the same with our engine's processes", partial(_vllm, "scripts.bench.one_process")),
-    "ray-llm": Contender("ray.serve.llm, build_openai_app as its documentation has it", _stock),
-    "bare": Contender(
-        "ours without keys, limits, second variant and guard",
-        partial(ours, {"models": [{"name": NAME}]}, governed=False),
-    ),
-    "fast": Contender(
-        "ours with keys and limits, its gateway in the model's replica",
-        partial(ours, {"models": [{"name": NAME}], "gateway": {"fast": True}}),
-    ),
-    "governed": Contender("ours with keys, limits and two variants", partial(ours, _chat())),
-    "guarded": Contender(
-        "the same, and a guard", partial(ours, {**_chat(guard={"classifier": "safety"}), "classifiers": [SAFETY]})
-    ),
-}
+    return serve_run(["app.main:app", f"settings={file}"], log, environment(parse(values)), key)
