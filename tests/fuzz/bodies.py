@@ -23,11 +23,12 @@ SECRET = "swordfish"  # noqa: S105
 KEY = f"sk-{SECRET}"
 SAID = {"role": "user", "content": SECRET}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
         {"messages": [SAID], "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}},
         {"model": "chat@b:odd", "messages": [{"role": "user", "content": [{"type": "text", "text": SECRET}]}], "n": 2},
-        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", **TOOL}]}], "tools": [TOOL], "user": SECRET},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", **CALL}]}], "tools": [TOOL], "user": SECRET},
         {"messages": [SAID], "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
         {"messages": [SAID], "temperature": 0.5, "top_p": 1, "stop": ["a"], "seed": 1, "logprobs": True},
     ],
