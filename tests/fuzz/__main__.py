@@ -58,7 +58,7 @@ def main_of_fuzz() -> None:
     with (
         step("importing what is fuzzed"),
         contextlib.redirect_stderr(io.StringIO()),
-        atheris.instrument_imports(include=OURS),
+        atheris.instrument_imports(include=OURS),  # pyright: ignore[reportAttributeAccessIssue]
     ):
         targets = {name: importlib.import_module(f"tests.fuzz.{name}") for name in names}
     if chosen.input:
