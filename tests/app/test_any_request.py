@@ -49,7 +49,8 @@ def test_nothing_is_an_error_of_the_server(
     server: Running, pytestconfig: pytest.Config, subtests: pytest.Subtests
 ) -> None:
     """Requests of both kinds to all routes; again and again, and others each time, until --seconds are over."""
-    seconds, results = pytestconfig.getoption("seconds"), pytestconfig.getoption("results")
+    seconds: Any = pytestconfig.getoption("seconds")
+    results: Any = pytestconfig.getoption("results")
     session, answers, memory = _session(server), Counter[str](), list[dict[str, float]]()
     started, before = time.monotonic(), _processes(server).keys()
     while not memory or time.monotonic() < started + seconds:
@@ -103,7 +104,7 @@ def _operations(server: Running, mode: GenerationMode) -> Iterator[Any]:
     yield from (one for one in found if mode == GenerationMode.POSITIVE or one.method == "post")
 
 
-def _fuzz(session: requests.Session, operation: Any, mode: GenerationMode, answers: Counter[str], **how: bool) -> None:
+def _fuzz(session: requests.Session, operation: Any, mode: GenerationMode, answers: Counter[str], **how: Any) -> None:
     checks: list[Any] = [not_a_server_error, response_schema_conformance]
 
     def send(case: schemathesis.Case) -> None:

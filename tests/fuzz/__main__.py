@@ -7,6 +7,7 @@ has led.
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import io
 import math
@@ -57,7 +58,7 @@ def main_of_fuzz() -> None:
     with (
         step("importing what is fuzzed"),
         contextlib.redirect_stderr(io.StringIO()),
-        atheris.instrument_imports(include=OURS),
+        atheris.instrument_imports(include=OURS),  # pyright: ignore[reportAttributeAccessIssue]
     ):
         targets = {name: importlib.import_module(f"tests.fuzz.{name}") for name in names}
     if chosen.input:
@@ -120,7 +121,11 @@ def _child(directory: str, log: Path, arguments: list[str], target: ModuleType) 
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     atheris.Setup(arguments, target.run)
-    atheris.Fuzz()
+    try:
+        atheris.Fuzz()
+    finally:
+        # libFuzzer writes down the input when the process exits, which multiprocessing would do without C's handlers.
+        ctypes.CDLL(None).exit(1)
 
 
 def _reason(said: str) -> str:

@@ -19,29 +19,30 @@ from app.errors import ApiError
 from app.routes import openai
 from app.settings import Settings, remotes
 
-SECRET = "swordfish"  # noqa: S105
-KEY = f"sk-{SECRET}"
-SAID = {"role": "user", "content": SECRET}
+CANARY = "swordfish"
+KEY = f"sk-{CANARY}"
+SAID = {"role": "user", "content": CANARY}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
         {"messages": [SAID], "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}},
-        {"model": "chat@b:odd", "messages": [{"role": "user", "content": [{"type": "text", "text": SECRET}]}], "n": 2},
-        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", **TOOL}]}], "tools": [TOOL], "user": SECRET},
+        {"model": "chat@b:odd", "messages": [{"role": "user", "content": [{"type": "text", "text": CANARY}]}], "n": 2},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", **CALL}]}], "tools": [TOOL], "user": CANARY},
         {"messages": [SAID], "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
         {"messages": [SAID], "temperature": 0.5, "top_p": 1, "stop": ["a"], "seed": 1, "logprobs": True},
     ],
     "/v1/completions": [
-        {"model": "chat:odd", "prompt": SECRET, "echo": True, "logprobs": 1, "suffix": None},
-        {"prompt": [SECRET, "b"], "stop": "c", "logit_bias": {"5": 1}},
+        {"model": "chat:odd", "prompt": CANARY, "echo": True, "logprobs": 1, "suffix": None},
+        {"prompt": [CANARY, "b"], "stop": "c", "logit_bias": {"5": 1}},
         {"prompt": [1, 2, 3]},
     ],
-    "/v1/embeddings": [{"model": "embed", "input": [SECRET], "encoding_format": "base64", "dimensions": 384}],
-    "/v1/classify": [{"model": "sentiment", "input": SECRET}],
-    "/v1/moderations": [{"input": [SECRET, "b"]}],
-    "/v1/rerank": [{"query": SECRET, "documents": [SECRET, {"text": "b"}], "top_n": 1, "return_documents": True}],
-    "/generate": [{"prompt": SECRET, "stop": ["a"], "seed": 1, "temperature": 0.5, "max_tokens": 2, "stream": True}],
-    "/analyze": [{"text": SECRET}],
+    "/v1/embeddings": [{"model": "embed", "input": [CANARY], "encoding_format": "base64", "dimensions": 384}],
+    "/v1/classify": [{"model": "sentiment", "input": CANARY}],
+    "/v1/moderations": [{"input": [CANARY, "b"]}],
+    "/v1/rerank": [{"query": CANARY, "documents": [CANARY, {"text": "b"}], "top_n": 1, "return_documents": True}],
+    "/generate": [{"prompt": CANARY, "stop": ["a"], "seed": 1, "temperature": 0.5, "max_tokens": 2, "stream": True}],
+    "/analyze": [{"text": CANARY}],
 }
 PATHS = list(BODIES)
 SEEDS = [bytes([index]) + json.dumps(body).encode() for index, path in enumerate(PATHS) for body in BODIES[path]]
@@ -125,4 +126,4 @@ def run(data: bytes) -> None:
     assert answered.status_code in (ACCEPTED, 400, 403, 404), log.lines
     error = answered.json()["error"]
     assert {"message", "type", "param", "code"} <= error.keys()
-    assert not [line for line in log.lines if SECRET in line]
+    assert not [line for line in log.lines if CANARY in line]

@@ -23,7 +23,7 @@ SEEDS = [
 ]
 
 
-def _event(provider: atheris.FuzzedDataProvider) -> tuple[str, bool]:
+def _event(provider: Any) -> tuple[str, bool]:
     """An event as vLLM writes it, and whether it holds the usage."""
     text = provider.ConsumeUnicodeNoSurrogates(40)
     usage: Any = {"prompt_tokens": provider.ConsumeIntInRange(0, 9), "total_tokens": 9, "completion_tokens": 1}
@@ -43,7 +43,7 @@ def _event(provider: atheris.FuzzedDataProvider) -> tuple[str, bool]:
 
 def run(data: bytes) -> None:
     """A text is never taken for a usage or an error, nothing of a stream is lost, and an error is told as one."""
-    provider = atheris.FuzzedDataProvider(data)
+    provider: Any = atheris.FuzzedDataProvider(data)  # pyright: ignore[reportAttributeAccessIssue]
     made = [_event(provider) for _ in range(provider.ConsumeIntInRange(0, 3))]
     events = [event for event, _ in made]
     raise_engine_error(events)

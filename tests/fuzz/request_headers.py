@@ -58,7 +58,7 @@ def run(data: bytes) -> None:
     global server
     if server is None:
         server = Server()
-    provider = atheris.FuzzedDataProvider(data)
+    provider: Any = atheris.FuzzedDataProvider(data)  # pyright: ignore[reportAttributeAccessIssue]
     port = provider.ConsumeInt(1)
     first, *lines = provider.ConsumeBytes(len(data)).split(b"\n")
     path = first.decode(errors="replace")
