@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error, response_schema_conformance
 
-from scripts.bench.__main__ import machine, role, versions
+from scripts.bench.__main__ import machine, versions
+from scripts.bench.servers import role
 from scripts.console import say
 from tests.app.conftest import Running
 from tests.app.test_openapi import ROUTES, document

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from app import auth, errors, keys, limits
 from app.limits import BodyLimit
-from scripts.bench.__main__ import role
+from scripts.bench.servers import role
 from tests.app.conftest import PATIENCE_SECONDS, Running, eventually
 from tests.app.test_keys import EMBED, a_key
 
