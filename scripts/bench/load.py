@@ -191,7 +191,7 @@ async def _by_httpx(served: Served, point: Point, salt: int, route: Route) -> Me
 def answered(served: Served, calls: Sequence[Call[T]], concurrency: int, each: int = 1) -> tuple[Measured, list[T]]:
     """Make the calls, so many at once; the answers are in their order. A call counts for `each`.
 
-    By aiohttp: httpx would take more of two cores than a server that answers hundreds of requests a second.
+    By aiohttp, which takes 0.15 ms of CPU for a request, and httpx 1 to 3: of two cores the server would miss them.
     """
     return _run(_answered(served, calls, concurrency, each))
 
