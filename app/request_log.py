@@ -5,6 +5,7 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
+from ray.exceptions import TaskCancelledError
 from ray.serve.context import _get_serve_request_context  # pyright: ignore[reportPrivateUsage]
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,6 +60,8 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, noting)
+        except TaskCancelledError:
+            raise  # Ray has cancelled the request, and what it asks another replica is sometimes the first to say so
         except Exception:
             status = 500
             raise

@@ -1,6 +1,8 @@
 """Ids and log of requests on a real server in a cluster's shape, whose logs are JSON; and what no log may hold."""
 
+import asyncio
 import json
+import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -9,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.exceptions import TaskCancelledError
 
 from app.builtin import cache_dir
+from app.request_log import RequestLog
 from tests.app.conftest import RAY, Running, eventually, httpx_client
 
 SHAPES = ["cluster"]
@@ -130,6 +134,26 @@ def test_a_client_that_leaves_is_logged_as_such(server: Running) -> None:
         assert answered.headers["x-request-id"] == request
         next(answered.iter_lines())
     assert summary(request)["status"] == 499
+
+
+@pytest.mark.parametrize(("failure", "status"), [(TaskCancelledError(), 499), (RuntimeError("a bug"), 500)])
+def test_a_request_that_fails_is_logged_as_such(
+    caplog: pytest.LogCaptureFixture, failure: Exception, status: int
+) -> None:
+    """No server needed. Ray cancels the request of a client that has left, and with it what that asks of a replica."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise failure
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(RequestLog(broken))) as http:
+            await http.get("http://gateway/")
+
+    with caplog.at_level(logging.INFO, "ray.serve"), pytest.raises(type(failure)):
+        asyncio.run(ask())
+    (line,) = caplog.records
+    assert vars(line)["status"] == status
 
 
 def test_errors_have_an_id_and_a_line(server: Running) -> None:
