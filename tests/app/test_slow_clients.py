@@ -22,14 +22,14 @@ from tests.app.conftest import PATIENCE_SECONDS, Running, eventually
 from tests.app.test_keys import EMBED, a_key
 
 SHAPES = ["cluster"]
-CLIENTS = 50
+CLIENTS = 20
 """Of each kind; the model takes 32 requests, and lets as many wait."""
 BYTES = 4096
 """That the kernel holds for a client that does not read: the rest waits in the server."""
 STREAM = {"model": "chat", "prompt": "Once", "max_tokens": 100, "ignore_eos": True, "stream": True, "logprobs": 20}
 """A quarter of a megabyte of events."""
 MOST_MIB = 100
-"""More memory that proxy and gateway may have after 50 of these clients than before. It is 2 MiB for each."""
+"""More memory that proxy and gateway may have after these clients than before. It is 5 MiB for each."""
 
 
 def _request(key: str, body: bytes) -> bytes:
