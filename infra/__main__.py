@@ -17,7 +17,7 @@ from infra.platform.kubeconfig import custom_resource, provider, sign
 from infra.platform.kuberay import KubeRay
 from infra.platform.nodes import Nodes
 from infra.platform.secrets import ExternalSecrets
-from infra.serving.rayservice import SERVE_PORT, RayServing
+from infra.serving.rayservice import RayServing
 
 SERVICE = "llm"
 
@@ -44,7 +44,6 @@ if stack.observability:
     Monitoring("monitoring", stack, stack.observability, after)
 
 pulumi.export("namespace", serving.namespace)
-pulumi.export("service", serving.service)
 pulumi.export("image", serving.image)
 if aws and aws.entry and controller:
     manifest = binding(serving.service, serving.namespace, aws.entry.target_group, aws.network.vpc_id)
@@ -55,7 +54,7 @@ if aws and aws.entry and controller:
     pulumi.export("endpoint", pulumi.Output.concat(aws.entry.url, "/v1"))
     pulumi.export("curl", curl(aws.entry.url, stack.serving.first_model))
 else:
-    pulumi.export("endpoint", f"http://{serving.service}.{serving.namespace}.svc:{SERVE_PORT}/v1")
+    pulumi.export("endpoint", serving.endpoint)
 served = (stack.serving.models, stack.serving.embeddings, stack.serving.classifiers, stack.serving.rerankers)
 pulumi.export("models", [model.name for models in served for model in models])
 for output, value in (aws.outputs if aws else {}).items():

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from infra.serving.rayservice import SERVE_PORT
 from scripts import kubectl, ports, stack_file
 from scripts.console import Problem, main, say
 from scripts.kubectl import Kubectl
-from scripts.observe import DASHBOARD_PORT, Object, look
+from scripts.observe import DASHBOARD_PORT, Object, entry, look
 
 LOOK_EVERY = 3.0
 GRAFANA_PORT = 3000
@@ -35,7 +35,9 @@ class Forward:
     Not `kubectl port-forward service/…`: that holds on to the pod it has chosen, and an upgrade changes them all.
     """
 
-    def __init__(self, kubernetes: Kubectl, namespace: str, service: str, local: int, remote: int) -> None:
+    def __init__(
+        self, kubernetes: Kubectl, namespace: str, service: Callable[[], str], local: int, remote: int
+    ) -> None:
         self._kubernetes = kubernetes
         self._namespace = namespace
         self._service = service
@@ -61,7 +63,7 @@ class Forward:
 
     def _ready(self) -> list[str]:
         """The pods behind the Service that take requests."""
-        of = ("--namespace", self._namespace, "--selector", f"kubernetes.io/service-name={self._service}")
+        of = ("--namespace", self._namespace, "--selector", f"kubernetes.io/service-name={self._service()}")
         return [
             endpoint["targetRef"]["name"]
             for piece in self._kubernetes.get("endpointslices", *of)["items"]
@@ -88,7 +90,8 @@ class Way(NamedTuple):
     variable: str
     """By which make is told its port."""
     namespace: str
-    service: str
+    service: Callable[[], str]
+    """Its name, which an upgrade may change."""
     remote: int
     path: str = ""
     hint: str = ""
@@ -97,16 +100,25 @@ class Way(NamedTuple):
 
 def ways(stack: StackConfig, service: str, kubernetes: Kubectl) -> Iterator[Way]:
     """All that a stack with this RayService has."""
-    yield Way("endpoint", "PORT", stack.namespace, f"{service}-serve-svc", SERVE_PORT, "/v1", how_to_ask(stack))
-    yield Way("dashboard", "DASHBOARD", stack.namespace, f"{service}-head-svc", DASHBOARD_PORT)
+
+    def serving() -> str:
+        return entry(kubernetes.get("rayservices.ray.io", service, "--namespace", stack.namespace))
+
+    yield Way("endpoint", "PORT", stack.namespace, serving, SERVE_PORT, "/v1", how_to_ask(stack))
+    yield Way("dashboard", "DASHBOARD", stack.namespace, lambda: f"{service}-head-svc", DASHBOARD_PORT)
     seen, namespace = stack.observability, stack.monitoring_namespace
     if isinstance(seen, PrometheusStack):
         password = show_secret(kubernetes, namespace, seen.grafana_secret or ADMIN, "admin-password")
         yield Way(
-            "grafana", "GRAFANA", namespace, GRAFANA, GRAFANA_PORT, hint=f"this shows its password:\n  {password}"
+            "grafana",
+            "GRAFANA",
+            namespace,
+            lambda: GRAFANA,
+            GRAFANA_PORT,
+            hint=f"this shows its password:\n  {password}",
         )
     if isinstance(seen, PrometheusStack | PrometheusOperator):
-        yield Way("prometheus", "PROMETHEUS", namespace, "prometheus-operated", PROMETHEUS_PORT)
+        yield Way("prometheus", "PROMETHEUS", namespace, lambda: "prometheus-operated", PROMETHEUS_PORT)
 
 
 def forward(stack_name: str, wanted: Mapping[str, str]) -> None:

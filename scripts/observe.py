@@ -70,6 +70,22 @@ def target(service: Object) -> str | None:
     return next((state["rayClusterName"] for state in states if state.get("rayClusterName")), None)
 
 
+def in_steps(service: Object) -> bool:
+    """Whether requests to a RayService come by a Gateway, because of how it is upgraded."""
+    return service.get("spec", {}).get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade"
+
+
+def entry(service: Object) -> str:
+    """The Kubernetes Service that leads to the Ray cluster from which a RayService serves.
+
+    Where a Gateway divides the requests, each Ray cluster has one, and there is none that stays.
+    https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/common/service.go
+    """
+    active = service.get("status", {}).get("activeServiceStatus", {})
+    name = active.get("rayClusterName") if in_steps(service) else None
+    return f"{name or service['metadata']['name']}-serve-svc"
+
+
 def conditions(item: Object) -> dict[str, Object]:
     return {condition["type"]: condition for condition in item.get("status", {}).get("conditions", [])}
 

@@ -13,7 +13,7 @@ from infra.serving.rayservice import SERVE_PORT
 from scripts import cluster, diagnose, kubectl, stack_file
 from scripts.console import Problem, main, say, table
 from scripts.kubectl import Kubectl
-from scripts.observe import Object, View, conditions, look
+from scripts.observe import Object, View, conditions, entry, in_steps, look
 
 NONE = "–"
 
@@ -92,7 +92,8 @@ def service_lines(service: Object, now: datetime) -> Iterator[tuple[str, str]]:
     named = [f"{kind} {cluster}" for kind, cluster in clusters.items() if cluster]
     yield "RayCluster", ", ".join(named) or "none"
     endpoints = state.get("numServeEndpoints", 0)
-    address = f"http://{name}-serve-svc.{namespace}:{SERVE_PORT} in the cluster"
+    service_url = f"http://{entry(service)}.{namespace}:{SERVE_PORT} in the cluster"
+    address = f"the Gateway {name}-gateway" if in_steps(service) else service_url
     yield "endpoint", f"{address}, {endpoints} behind it; from here: make forward"
 
 

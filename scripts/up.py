@@ -21,6 +21,7 @@ from scripts.cluster import images
 from scripts.console import Problem, main, say, step
 from scripts.image import build_with_buildah
 from scripts.kubectl import Kubectl
+from scripts.observe import entry, look
 
 QUESTION = "What is the capital of France?"
 ANSWER_WITHIN = 300
@@ -113,13 +114,8 @@ def up(stack_name: str) -> None:
     with step("waiting until Ray Serve runs all applications"):
         diagnose.settle(kubernetes, stack.namespace, stack.ready_timeout_seconds)
     with step("asking the model through the Kubernetes Service"):
-        answer = ask(
-            kubernetes,
-            result.outputs["namespace"].value,
-            result.outputs["service"].value,
-            stack.serving.first_model,
-            key,
-        )
+        (service,) = look(kubernetes, stack.namespace).services
+        answer = ask(kubernetes, stack.namespace, entry(service), stack.serving.first_model, key)
     say(f"\n  {QUESTION}\n  → {answer}\n")
     say(f"stack {stack_name} is up ({time.monotonic() - started:.0f} s; cache: {cache_dir()})")
 

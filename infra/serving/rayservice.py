@@ -250,7 +250,9 @@ class RayServing(pulumi.ComponentResource):
 
     namespace: str
     service: str
-    """The Kubernetes Service in front of the replicas, port 8000."""
+    """The Kubernetes Service in front of the replicas, port 8000. With upgrades in steps there is none that stays."""
+    endpoint: str
+    """Where clients in the cluster find the models."""
     image: str
 
     def __init__(
@@ -269,6 +271,9 @@ class RayServing(pulumi.ComponentResource):
         custom_resource(name, manifest, pulumi.ResourceOptions(parent=self, depends_on=[token, *others]))
         self.namespace = stack.namespace
         self.service = f"{name}-serve-svc"
+        self.endpoint = f"http://{self.service}.{stack.namespace}.svc:{SERVE_PORT}/v1"
+        if isinstance(stack.upgrade, Incremental):
+            self.endpoint = f"the Gateway {name}-gateway in {stack.namespace}, port 80"
         self.image = image.reference(stack)
         self.register_outputs({})
 

@@ -293,14 +293,18 @@ def operator(resources: dict[str, tuple[str, dict[str, Any]]]) -> tuple[dict[str
     return container, role
 
 
-def test_an_incremental_upgrade_opens_the_operators_gate_for_it(kubeconfig: Path, local: Recorder) -> None:
+def test_an_incremental_upgrade_opens_the_operators_gate_for_it_and_a_gateway_is_the_way_in(
+    kubeconfig: Path, local: Recorder
+) -> None:
     container, _ = operator(local.resources)
     assert container["args"][:2] == ["--enable-metrics", "--feature-gates=RayClusterStatusConditions=true"]
-    container, role = operator(run("dev", existing(kubeconfig, "dev") | INCREMENTAL))
+    recorded = record("dev", existing(kubeconfig, "dev") | INCREMENTAL)
+    container, role = operator(recorded.resources)
     gates = "--feature-gates=RayClusterStatusConditions=true,RayServiceIncrementalUpgrade=true"
     assert container["args"][:2] == ["--enable-metrics", gates]
     (rule,) = (rule for rule in role["rules"] if rule["apiGroups"] == ["gateway.networking.k8s.io"])
     assert {"gateways", "httproutes"} == set(rule["resources"])
+    assert recorded.outputs["endpoint"] == "the Gateway llm-gateway in serving, port 80"
     assert {"create", "get", "list", "update", "watch"} <= set(rule["verbs"])
 
 

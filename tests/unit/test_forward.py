@@ -43,7 +43,7 @@ def fake() -> FakeKubectl:
 
 @pytest.fixture
 def endpoint(fake: FakeKubectl) -> Iterator[Forward]:
-    made = Forward(fake, "serving", "llm-serve-svc", 18000, 8000)
+    made = Forward(fake, "serving", lambda: "llm-serve-svc", 18000, 8000)
     yield made
     made.end()
 

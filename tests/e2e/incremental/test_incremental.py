@@ -56,9 +56,10 @@ def config(stack: Stack) -> dict[str, Any]:
 def kubernetes(stack: Stack, config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     """The native cluster with the Gateway API, and with the images that others would pull."""
     stack.make("down")  # of the scenarios before
-    home = str(tmp_path_factory.mktemp("pulumi"))
+    home = tmp_path_factory.mktemp("pulumi")
+    (home / "logs").touch()  # as scripts/engine.py has it, and why
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PULUMI_HOME", home)
+        environment.setenv("PULUMI_HOME", str(home))
         environment.setenv("PULUMI_BACKEND_URL", f"file://{home}")
         environment.setenv("PULUMI_CONFIG_PASSPHRASE", "")
         environment.setenv("BLUEPRINT_API_KEY", API_KEY)
