@@ -1,6 +1,7 @@
 """Bodies of OpenAI's chat and completions, which vLLM defines and Ray's ingress routes, and /v1/models."""
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,9 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 
 from app import errors
 from app.routes import Current, chosen, examples
+
+# Its warnings quote what a client has sent.
+logging.getLogger("vllm.entrypoints.openai.chat_completion.protocol").setLevel(logging.ERROR)
 
 router = APIRouter()
 
