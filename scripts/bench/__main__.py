@@ -119,7 +119,7 @@ def _command() -> None:
         points=[point for point in kind.points if point.concurrency in kept],
     )
     if chosen.profile:
-        profiles.profile(kind, chosen.results / "profiles")
+        profiles.profile(kind, chosen.results / "profiles" / chosen.kind)
         return
     found = bench(kind, chosen.rounds, results)
     if chosen.kind == "chat":
