@@ -21,7 +21,7 @@ from scripts import packages
 from scripts.kubectl import Kubectl
 from scripts.observe import look
 from tests.e2e.conftest import Stack
-from tests.e2e.load import NAMESPACE, STREAMS, TWO, Lost, inside, keep, keys, loaded, service
+from tests.e2e.load import NAMESPACE, STREAMS, TWO, Lost, inside, keep, keys, loaded, service, until_one_is_left
 
 CALM_S = 45
 """After so long without a loss, all is well again: Serve replaces a replica after three health checks in 30 s."""
@@ -67,6 +67,7 @@ def up(stack: Stack, kubernetes: Kubectl, redis: None) -> None:
     secret = {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "ray-redis", "namespace": NAMESPACE}}
     kubernetes("apply", "--filename=-", stdin=json.dumps({**secret, "stringData": {"password": PASSWORD}}))
     stack.require(**KEPT)
+    until_one_is_left(kubernetes)  # else what dies is the other one's
 
 
 def workers(kubernetes: Kubectl) -> list[str]:
