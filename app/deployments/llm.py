@@ -115,7 +115,9 @@ class LLM(LLMServer):
         return self._liveness.noting(stream)
 
     def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
-        return gathered(generator, self._get_batch_interval_ms() / 1000)
+        interval_ms = self._get_batch_interval_ms()
+        # The fast path passes on each token, for which Ray's own needs no task.
+        return gathered(generator, interval_ms / 1000) if interval_ms else super()._batch_output_stream(generator)
 
     async def answer(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         """The likeliest answer to a conversation, for deployments that cannot import vLLM's types.
