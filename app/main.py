@@ -10,7 +10,8 @@ from ray.serve import Application
 from app.builtin import BuiltinModelError
 from app.settings import GENERATE, Settings, SettingsError, environment, load, parse, remotes
 
-# The deployments are imported in functions: they import vLLM for many seconds, and a typo should be told at once.
+# The deployments are imported in functions: the gateway imports vLLM for many seconds, and a typo should be told at
+# once.
 
 
 def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any]], Application]:
@@ -96,16 +97,18 @@ def _log(part: Any, options: dict[str, str]) -> None:
 
 
 def _variants(settings: Settings) -> dict[str, Application]:
-    from app.deployments import llm
+    from app.deployments import engines
 
     return {
-        model.deployment(variant): llm.build(model, variant) for model in settings.models for variant in model.variants
+        model.deployment(variant): engines.variant(model, variant)
+        for model in settings.models
+        for variant in model.variants
     }
 
 
 def _generator(settings: Settings) -> dict[str, Application]:
     if not settings.generate:
         return {}
-    from app.deployments import generate
+    from app.deployments import engines
 
-    return {GENERATE: generate.build(settings.generate)}
+    return {GENERATE: engines.generator(settings.generate)}

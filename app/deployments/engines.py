@@ -1,20 +1,22 @@
-"""What all deployments with a vLLM engine share: its arguments, its environment, and a health check that generates."""
+"""The deployments with a vLLM engine, and what they share: arguments, environment, a health check that generates.
+
+vLLM is not imported here. The head builds applications, each in a process of its own, and replicas wait for that; so it
+names their classes, which Ray Serve then imports in the replicas.
+"""
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import psutil
-from vllm.config import VllmConfig
-from vllm.platforms import current_platform
-from vllm.utils.ompmultiprocessing import OMPProcessManager
+from ray import serve
+from ray.serve import Application
 
 from app import builtin, tracing
-from app.settings import LanguageModel
+from app.settings import GENERATE, Generator, LanguageModel, Model, Variant
 
 logger = logging.getLogger("ray.serve")
 
@@ -22,6 +24,45 @@ STALLED_AFTER = 3
 """Failed health checks in a row after which Ray replaces a replica (REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD)."""
 KV_CACHE_GIB = 0.25
 """Key-value cache on CPUs when the settings say nothing; of the built-in model's, 11,000 tokens."""
+
+
+def variant(model: Model, chosen: Variant) -> Application:
+    """The Serve deployment of one variant; its methods take and give what vLLM's OpenAI server does (`llm.LLM`).
+
+    Makes the built-in model if it is not made yet. Raises BuiltinModelError when it cannot be.
+    """
+    deployment: Any = serve.deployment(name=model.deployment(chosen), **options(chosen))
+    return deployment("app.deployments.llm.LLM").bind(model, chosen, source(chosen))
+
+
+def generator(model: Generator) -> Application:
+    """The Serve deployment of /generate's model. Raises BuiltinModelError like `variant`."""
+    place, scaling = model.placement, model.scaling
+    actor: dict[str, Any] = {**place.options(), "runtime_env": {"env_vars": environment(model)}}
+    if model.engine.workers > 1:
+        actor["num_gpus"] = model.engine.workers  # vLLM starts a process for each in the replica's node
+    deployment: Any = serve.deployment(name=GENERATE, ray_actor_options=actor, **scaling.options())
+    return deployment("app.deployments.generate.Generate").bind(model, source(model))
+
+
+def options(variant: Variant) -> dict[str, Any]:
+    """Options of a variant's deployment: what LLMServer.get_deployment_options of ray.llm makes of its configuration.
+
+    The replica and its engine's first worker have a bundle together, each other worker has one.
+    """
+    place = variant.placement
+    worker: dict[str, float] = {"GPU": place.num_gpus} if place.num_gpus else {}
+    if place.accelerator_type:
+        worker[f"accelerator_type:{place.accelerator_type}"] = 0.001
+    # The GPUs are the workers'.
+    actor = {name: value for name, value in place.options().items() if name in ("num_cpus", "memory")}
+    first = {**worker, **{{"num_cpus": "CPU"}.get(name, name): value for name, value in actor.items()}}
+    return {
+        **variant.scaling.options(),
+        "ray_actor_options": {**actor, "runtime_env": {"env_vars": environment(variant)}},
+        "placement_group_bundles": [first, *[worker] * (variant.engine.workers - 1)],
+        "placement_group_strategy": place.strategy,
+    }
 
 
 def source(model: LanguageModel) -> str:
@@ -53,8 +94,10 @@ def arguments(model: LanguageModel) -> dict[str, Any]:
 def environment(model: LanguageModel) -> dict[str, str]:
     """Environment variables of the replica and of the engine's processes."""
     engine = model.engine
+    adapters = model.adapters if isinstance(model, Variant) else []
+    online = model.from_hub or any(not adapter.source.startswith("/") for adapter in adapters)
     chosen = {
-        "HF_HUB_OFFLINE": "0" if model.from_hub else "1",
+        "HF_HUB_OFFLINE": "0" if online else "1",
         "VLLM_NO_USAGE_STATS": "1",
         # Even an eager engine compiles its sampler, at the first answer that is not greedy, and dies of it where there
         # is no C++ compiler, as in our image.
@@ -71,32 +114,6 @@ def environment(model: LanguageModel) -> dict[str, str]:
         # there are, Ray says (OMP_NUM_THREADS, from placement.num_cpus).
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return chosen
-
-
-def inspect_models_here() -> None:
-    """To be called before an engine's configuration is made: its model's class is looked at in this process.
-
-    vLLM starts a process for that, which imports all of vLLM once more, lest CUDA be initialized in this one.
-    """
-    if current_platform.is_cpu():
-        from vllm.model_executor.models import registry  # which the head, where applications are built, does without
-
-        registry._run_in_subprocess = lambda fn: fn()  # pyright: ignore[reportPrivateUsage]
-
-
-@contextlib.contextmanager
-def in_one_process(config: VllmConfig) -> Iterator[None]:
-    """An engine with one worker on a CPU, started within this, has the worker in its own process: 0.6 GB less.
-
-    vLLM starts one more process for the worker, as it must know OpenMP's threads beforehand; so may the engine's.
-    """
-    parallel = config.parallel_config
-    if not current_platform.is_cpu() or parallel.world_size > 1:
-        yield
-        return
-    parallel.distributed_executor_backend = "uni"
-    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
-        yield
 
 
 class Liveness:

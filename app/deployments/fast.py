@@ -11,10 +11,9 @@ from typing import Any, NamedTuple, Self
 from ray import serve
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
-from ray.serve.llm import LLMConfig
 from ray.serve.llm.ingress import make_fastapi_ingress
 
-from app.deployments import gateway, llm
+from app.deployments import engines, gateway
 from app.deployments.gateway import Gateway
 from app.deployments.llm import LLM
 from app.options import Scaling
@@ -26,29 +25,27 @@ def build(settings: Settings) -> Application:
     """The Serve deployment of everything. Raises BuiltinModelError when the model cannot be made."""
     (model,) = settings.models
     (variant,) = model.variants
-    config = llm.config(model, variant)
-    # Ray gathers tokens for 50 ms, which saves calls between its processes.
-    config.experimental_configs["stream_batching_interval_ms"] = 0
     limits = settings.gateway.scaling
     options = {
-        **LLM.get_deployment_options(config),
+        **engines.options(variant),
         "name": model.deployment(variant),
         # `Here` limits what the engine gets, and leaves room for /health.
         "max_ongoing_requests": limits.max_ongoing_requests,
         "max_queued_requests": limits.max_queued_requests,
     }
     ingress = make_fastapi_ingress(Fast, endpoint_map=openai.ROUTES, app=gateway.api(settings))
-    return serve.deployment(**options)(ingress).bind(settings, config)
+    return serve.deployment(**options)(ingress).bind(settings, engines.source(variant))
 
 
 class Fast(Gateway):
     """The gateway and its model."""
 
-    async def __init__(self, settings: Settings, config: LLMConfig) -> None:
+    async def __init__(self, settings: Settings, source: str) -> None:
         (model,) = settings.models
         (variant,) = model.variants
         self._server = LLM.__new__(LLM)
-        await self._server.__init__(config, probe_timeout_s=variant.scaling.health_check_timeout_s)
+        # Others gather tokens for 50 ms, which saves calls between Ray's processes.
+        await self._server.__init__(model, variant, source, stream_batching_interval_ms=0)
         here: Any = Here(self._server, variant.scaling)
         super().__init__(settings, {model.deployment(variant): here})
 

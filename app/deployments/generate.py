@@ -5,10 +5,7 @@ For what that frontend cannot do: change this class, and nothing else, to put so
 
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any
 
-from ray import serve
-from ray.serve import Application
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
@@ -18,34 +15,24 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from app import request_log, tracing
 from app.answers import Piece, Sampling
-from app.deployments import engines
+from app.deployments import engine_start, engines
 from app.deployments.engines import Liveness
 from app.errors import ApiError
 from app.settings import GENERATE, Generator
-
-
-def build(model: Generator) -> Application:
-    """The Serve deployment of /generate's model."""
-    place, scaling = model.placement, model.scaling
-    actor: dict[str, Any] = {**place.options(), "runtime_env": {"env_vars": engines.environment(model)}}
-    if model.engine.workers > 1:
-        actor["num_gpus"] = model.engine.workers  # vLLM starts a process for each in the replica's node
-    deployment = serve.deployment(name=GENERATE, ray_actor_options=actor, **scaling.options())
-    return deployment(Generate).bind(model, engines.source(model))
 
 
 class Generate:
     """One replica: an engine, loaded once, that takes requests in whenever a step has room for them."""
 
     async def __init__(self, model: Generator, source: str) -> None:
-        engines.inspect_models_here()
+        engine_start.inspect_models_here()
         config = AsyncEngineArgs(
             model=source,
             served_model_name=GENERATE,
             distributed_executor_backend="mp" if model.engine.workers > 1 else "uni",
             **engines.arguments(model),
         ).create_engine_config()
-        with engines.in_one_process(config):
+        with engine_start.in_one_process(config):
             self._engine = AsyncLLM.from_vllm_config(config, stat_loggers=[RayPrometheusStatLogger])
         await self._generate_one_token()
         self._liveness = Liveness(model.scaling.health_check_timeout_s, self._generate_one_token)

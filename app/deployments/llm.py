@@ -1,4 +1,4 @@
-"""Language models: one ray.serve.llm deployment for each variant, whose health is that it generates."""
+"""A replica of a language model: Ray's LLMServer, whose health is that it generates."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -7,52 +7,32 @@ from ray.llm._internal.serve.core.configs.accelerators import CPUConfig, GPUConf
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-from ray.serve import Application
-from ray.serve.llm import LLMConfig, build_llm_deployment
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
 from app import tracing
-from app.deployments import engines
+from app.deployments import engine_start, engines
 from app.deployments.engines import Liveness
 from app.deployments.gathered import gathered
 from app.errors import ApiError
 from app.settings import Model, Variant
 
 
-def build(model: Model, variant: Variant) -> Application:
-    """The Serve deployment of one variant; its methods take and give what vLLM's OpenAI server does.
-
-    Makes the built-in model if it is not made yet. Raises BuiltinModelError when it cannot be.
-    """
-    return build_llm_deployment(
-        config(model, variant),
-        deployment_cls=LLM,
-        bind_kwargs={"probe_timeout_s": variant.scaling.health_check_timeout_s},
-        override_serve_options={"name": model.deployment(variant)},
-    )
-
-
-def config(model: Model, variant: Variant) -> LLMConfig:
-    """Ray's configuration of one variant."""
+def config(model: Model, variant: Variant, source: str) -> LLMConfig:
+    """Ray's configuration of one variant, whose weights are at `source`."""
     place = variant.placement
-    # The GPUs are the workers', in the placement group.
-    actor = {name: value for name, value in place.options().items() if name in ("num_cpus", "memory")}
-    # vLLM's CPU worker is a child process of the replica, not an actor that Ray must place; the default would reserve
-    # one more core for it. On GPUs each worker is an actor in a bundle of its own.
+    # vLLM's CPU worker is no actor that Ray must place; the default would reserve one more core for it. On GPUs each
+    # worker is an actor in a bundle of its own.
     bundle = {"GPU": place.num_gpus} if place.num_gpus else {"CPU": 0}
-    environment = engines.environment(variant)
-    if any(not adapter.source.startswith("/") for adapter in variant.adapters):
-        environment["HF_HUB_OFFLINE"] = "0"
     return LLMConfig(
-        model_loading_config={"model_id": model.name, "model_source": engines.source(variant)},
+        model_loading_config={"model_id": model.name, "model_source": source},
         accelerator_type=place.accelerator_type,
         accelerator_config=GPUConfig() if place.num_gpus else CPUConfig(),
         engine_kwargs={**_frontend_arguments(model, variant), **engines.arguments(variant)},
-        deployment_config={**variant.scaling.options(), "ray_actor_options": actor},
         placement_group_config={"bundle_per_worker": bundle, "strategy": place.strategy},
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": engines.environment(variant)},
     )
 
 
@@ -76,11 +56,11 @@ def _frontend_arguments(model: Model, variant: Variant) -> dict[str, Any]:
 
 class _Engine(VLLMEngine):
     def _prepare_engine_config(self, callback_ctx: Any) -> Any:
-        engines.inspect_models_here()
+        engine_start.inspect_models_here()
         return super()._prepare_engine_config(callback_ctx)
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
-        with engines.in_one_process(vllm_engine_config):
+        with engine_start.in_one_process(vllm_engine_config):
             return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 
@@ -89,11 +69,13 @@ class LLM(LLMServer):
 
     _default_engine_cls = _Engine
 
-    async def __init__(self, llm_config: LLMConfig, *, probe_timeout_s: float, **kwargs: Any) -> None:
-        await super().__init__(llm_config, **kwargs)
+    async def __init__(self, model: Model, variant: Variant, source: str, **experimental: Any) -> None:
+        llm_config = config(model, variant, source)
+        llm_config.experimental_configs |= experimental
+        await super().__init__(llm_config)
         # The first token has the start's budget, not that of a health check: kernels are made for it.
         await self._generate_one_token()
-        self._liveness = Liveness(probe_timeout_s, self._generate_one_token)
+        self._liveness = Liveness(variant.scaling.health_check_timeout_s, self._generate_one_token)
 
     async def _start_engine(self) -> None:
         # Ray's own also starts an actor that reports usage to Ray's makers, and takes 400 MB.

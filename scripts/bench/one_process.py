@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from app.deployments import engines
+from app.deployments import engine_start
 
 SERVER = "vllm.entrypoints.openai.api_server"
 
@@ -18,7 +18,7 @@ def _in_one_process() -> None:
     start = AsyncLLM.from_vllm_config
 
     def from_vllm_config(vllm_config: Any, **options: Any) -> AsyncLLM:
-        with engines.in_one_process(vllm_config):
+        with engine_start.in_one_process(vllm_config):
             return start(vllm_config=vllm_config, **options)
 
     AsyncLLM.from_vllm_config = from_vllm_config  # pyright: ignore[reportAttributeAccessIssue]

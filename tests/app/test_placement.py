@@ -1,13 +1,17 @@
 """What Ray LLM makes of variants that want GPUs, without a GPU: its own validation, and what it would reserve."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import ray
 import yaml
+from ray.serve import Deployment
+from ray.serve.llm import LLMConfig, build_llm_deployment
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from app.deployments import engines, generate, llm
+from app.deployments import engines, llm
 from app.settings import Generator, Model, Settings, Variant, load, parse
 from infra.config import PROJECT
 
@@ -58,7 +62,7 @@ def test_every_variant_of_a_profile_and_of_a_stack_on_aws_is_tested() -> None:
 @pytest.mark.parametrize("key", VARIANTS)
 def test_ray_takes_every_variant_and_reserves_a_bundle_for_each_worker(key: str) -> None:
     model, variant = VARIANTS[key]
-    engine = llm.config(model, variant).get_engine_config()
+    engine = config(model, variant).get_engine_config()
     assert engine is not None
     assert Expected(engine.placement_bundles, engine.placement_strategy) == RESERVED[key]
     # Split into what vLLM's engine and its frontend take; Ray refuses a name that neither has.
@@ -69,12 +73,16 @@ def test_ray_takes_every_variant_and_reserves_a_bundle_for_each_worker(key: str)
 @pytest.mark.parametrize("key", VARIANTS)
 def test_vllm_takes_the_arguments_and_none_is_for_cpus(key: str) -> None:
     model, variant = VARIANTS[key]
-    engine = llm.config(model, variant).get_engine_config()
+    engine = config(model, variant).get_engine_config()
     assert engine is not None
     taken = AsyncEngineArgs(**{**engine.engine_kwargs, "model": "/weights", "revision": None})
     assert taken.gpu_memory_utilization == variant.gpu_memory_utilization
     assert taken.kv_cache_memory_bytes == variant.engine.extra.get("kv_cache_memory_bytes")
     assert not [name for name in engines.environment(variant) if name.startswith("VLLM_CPU_")]
+
+
+def config(model: Model, variant: Variant) -> LLMConfig:
+    return llm.config(model, variant, engines.source(variant))
 
 
 def variant(**values: Any) -> tuple[Model, Variant]:
@@ -88,14 +96,14 @@ def test_pipeline_stages_have_a_bundle_for_each_worker_too() -> None:
         engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 3},
         placement={"num_gpus": 1, "strategy": "PACK"},
     )
-    engine = llm.config(model, split).get_engine_config()
+    engine = config(model, split).get_engine_config()
     assert engine is not None
     assert Expected(engine.placement_bundles, engine.placement_strategy) == Expected([{"GPU": 1}] * 6, "PACK")
 
 
 def test_a_worker_with_a_share_of_a_gpu_asks_for_no_more() -> None:
     """vLLM would place a worker with a whole GPU, which its bundle does not have, and wait for ever."""
-    engine = llm.config(*VARIANTS["l4/small"]).get_engine_config()
+    engine = config(*VARIANTS["l4/small"]).get_engine_config()
     assert engine is not None
     assert engine.get_runtime_env_with_local_env_vars()["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"
     assert engine.engine_kwargs["gpu_memory_utilization"] == 0.45
@@ -103,20 +111,57 @@ def test_a_worker_with_a_share_of_a_gpu_asks_for_no_more() -> None:
 
 def test_on_cpus_the_worker_is_no_actor_and_needs_no_core_of_its_own() -> None:
     model, local = variant(source="/models/small", placement={"num_cpus": 2, "memory_gib": 3})
-    config = llm.config(model, local)
-    engine = config.get_engine_config()
-    assert engine is not None
-    assert engine.placement_bundles == [{"CPU": 0}]
-    assert config.deployment_config["ray_actor_options"] == {"num_cpus": 2, "memory": 3 * 2**30}
+    deployment = engines.variant(model, local)._bound_deployment
+    assert deployment._replica_config.placement_group_bundles == [{"CPU": 2, "memory": 3 * 2**30}]
+    assert reserved(deployment) == {"num_cpus": 2, "memory": 3 * 2**30}
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """Ray asks itself for the environment of this process."""
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("key", VARIANTS)
+def test_a_deployment_is_the_one_that_ray_would_make(key: str) -> None:
+    """Ray's own imports vLLM for it."""
+    model, variant = VARIANTS[key]
+    actor = {name: value for name, value in variant.placement.options().items() if name in ("num_cpus", "memory")}
+    its = config(model, variant)
+    its.deployment_config = {**variant.scaling.options(), "ray_actor_options": actor}
+    expected, found = (
+        application._bound_deployment
+        for application in (
+            build_llm_deployment(its, override_serve_options={"name": model.deployment(variant)}),
+            engines.variant(model, variant),
+        )
+    )
+    assert found.name == expected.name
+    assert found._deployment_config == expected._deployment_config
+    assert reserved(found) == reserved(expected)
+    assert found._replica_config.placement_group_strategy == expected._replica_config.placement_group_strategy
+    assert bundles(found) == bundles(expected)
+
+
+def bundles(deployment: Deployment) -> list[dict[str, float]]:
+    """Of its placement group, but resources of which nothing is reserved."""
+    found = deployment._replica_config.placement_group_bundles or []
+    return [{name: amount for name, amount in bundle.items() if amount} for bundle in found]
+
+
+def reserved(deployment: Deployment) -> dict[str, Any]:
+    """What Ray reserves for a replica."""
+    return {name: value for name, value in (deployment.ray_actor_options or {}).items() if name != "runtime_env"}
 
 
 def generator(**values: Any) -> dict[str, Any]:
     """What Ray reserves for a replica of /generate."""
     model = parse({"generate": {"source": "/models/small", **values}}).generate
     assert isinstance(model, Generator)
-    options = dict(generate.build(model)._bound_deployment.ray_actor_options or {})
-    options.pop("runtime_env")
-    return options
+    return reserved(engines.generator(model)._bound_deployment)
 
 
 def test_generate_reserves_the_gpus_of_all_its_workers_for_the_replica() -> None:

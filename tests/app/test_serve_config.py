@@ -1,5 +1,8 @@
 """What a RayService is given, against the schema of the Ray that reads it."""
 
+import subprocess
+import sys
+
 import pytest
 from ray._common.utils import import_attr
 from ray.serve._private.build_app import BuiltApplication, build_app
@@ -49,6 +52,21 @@ def names(application: BuiltApplication) -> set[str]:
     found = [deployment.name for deployment in application.deployments]
     assert len(set(found)) == len(found)
     return set(found)
+
+
+def test_all_but_the_gateway_are_built_without_models_libraries() -> None:
+    """On the head of a cluster, each in a process of its own, and replicas begin when theirs is built."""
+    script = """
+import sys
+from ray._common.utils import import_attr
+from app.settings import Settings, serve_config
+for application in serve_config(Settings())["applications"]:
+    if application["name"] != "gateway":
+        import_attr(application["import_path"])(application["args"])
+print({"torch", "transformers", "vllm"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_ray_accepts_it() -> None:

@@ -135,19 +135,6 @@ print({"torch", "transformers", "vllm"} & sys.modules.keys())
     assert done.stdout.strip() == "set()"
 
 
-def test_the_application_is_built_without_models_libraries() -> None:
-    """On the head of a cluster, beside others that import vLLM."""
-    script = """
-import sys
-from app.deployments import nlp, together
-from app.settings import Settings, remotes
-together.build(nlp.deployments(Settings(), remotes(Settings())))
-print({"torch", "transformers", "vllm"} & sys.modules.keys())
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def classify(name: str, param: str | None = "input", /, **fields: Any) -> Bad:
     """A good request to classify but for `fields`; the answer must blame `param`."""
     return Bad(name, {"model": "sentiment", "input": "hi", **fields}, param, path=CLASSIFY)
