@@ -17,8 +17,12 @@ from app import request_log, tracing
 from app.answers import Piece, Sampling
 from app.deployments import engine_start, engines
 from app.deployments.engines import Liveness
+from app.deployments.gathered import gathered
 from app.errors import ApiError
 from app.settings import GENERATE, Generator
+
+GATHERED_S = 0.05
+"""How long tokens of a stream are gathered, as by Ray's server of language models."""
 
 
 class Generate:
@@ -37,23 +41,23 @@ class Generate:
         await self._generate_one_token()
         self._liveness = Liveness(model.scaling.health_check_timeout_s, self._generate_one_token)
 
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        """Continue the prompt, piece by piece. Whoever stops listening stops the engine's work.
+    async def generate(self, prompt: str, sampling: Sampling, stream: bool = False) -> AsyncGenerator[Piece, None]:
+        """Continue the prompt, in one piece or with `stream` in many. Whoever stops listening stops the engine's work.
 
         Raises ApiError (400) for what vLLM does not take, a prompt that is too long above all.
         """
-        async for piece in self._liveness.noting(self._pieces(prompt, sampling)):
-            yield piece
+        async for found in gathered(self._liveness.noting(self._pieces(prompt, sampling, stream)), GATHERED_S):
+            yield found[-1]._replace(text="".join(piece.text for piece in found))
 
     async def check_health(self) -> None:
         """Raise unless the engine generates."""
         await self._engine.check_health()
         await self._liveness.check()
 
-    async def _pieces(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        tokens = 0
+    async def _pieces(self, prompt: str, sampling: Sampling, stream: bool) -> AsyncGenerator[Piece, None]:
+        tokens, kind = 0, RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         try:
-            parameters = SamplingParams(**sampling._asdict(), output_kind=RequestOutputKind.DELTA)
+            parameters = SamplingParams(**sampling._asdict(), output_kind=kind)
             name = f"generate-{request_log.request_id() or uuid.uuid4().hex}"
             spans = tracing.headers() or None
             async for output in self._engine.generate(prompt, parameters, name, trace_headers=spans):
@@ -66,5 +70,5 @@ class Generate:
             raise ApiError(400, reason, code=code) from None
 
     async def _generate_one_token(self) -> None:
-        async for _ in self._pieces("Hello", Sampling(1, 1.0, 1.0, [], None)):
+        async for _ in self._pieces("Hello", Sampling(1, 1.0, 1.0, [], None), stream=False):
             pass

@@ -75,7 +75,7 @@ async def generate(body: GenerateRequest, gateway: Current) -> Any:
 async def _pieces(handle: Any, body: GenerateRequest, client: auth.Client) -> AsyncGenerator[Piece, None]:
     tokens, method = 0, handle.options(stream=True).generate
     try:
-        async for piece in begun_once_more(method.remote, body.prompt, body.sampling):
+        async for piece in begun_once_more(method.remote, body.prompt, body.sampling, body.stream):
             tokens = piece.prompt_tokens + piece.tokens
             request_log.note(prompt_tokens=piece.prompt_tokens, completion_tokens=piece.tokens)
             yield piece
