@@ -860,13 +860,7 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Environment variables of every process of Ray: its proxies know of settings by nothing else."""
-    found = {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares",
-        # Nothing of ours blocks an event loop, so each token need not change threads twice in each replica:
-        # https://github.com/ray-project/ray/issues/61226
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    }
+    found = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares"}
     if settings.tracing:
         found |= {
             "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "app.tracing:exporter",
