@@ -76,7 +76,8 @@ def recording(processes: Iterable[tuple[str, psutil.Process]]) -> Iterator[dict[
 def _recorder(pid: int, directory: Path) -> Iterator[subprocess.Popen[str]]:
     """A py-spy that has begun, and at its end writes a file with the process's number into the directory."""
     raw = directory / str(pid)
-    command = [PY_SPY, "record", "--pid", str(pid), "--format", "raw", "--output", raw, "--function"]
+    # Whoever has the interpreter's lock is at work; threads that wait in C look as if they were, too.
+    command = [PY_SPY, "record", "--gil", "--pid", str(pid), "--format", "raw", "--output", raw, "--function"]
     with subprocess.Popen(
         [*command, "--rate", str(PER_SECOND)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as recorder:
@@ -109,7 +110,7 @@ def told(stacks: Stacks) -> str:
         itself[stack[-1]] += count
         within.update(dict.fromkeys(stack, count))
     every = stacks.seen.total()
-    parts = [f"{stacks.processes} processes, {every} samples of one at work, {PER_SECOND} a second from each"]
+    parts = [f"{stacks.processes} processes, {every} samples of one at work in Python, {PER_SECOND} a second from each"]
     for by in (itself, within):
         rows = [("self", "total", "function")]
         for function, _ in by.most_common(MOST):
