@@ -56,7 +56,9 @@ def options(variant: Variant) -> dict[str, Any]:
         worker[f"accelerator_type:{place.accelerator_type}"] = 0.001
     # The GPUs are the workers'.
     actor = {name: value for name, value in place.options().items() if name in ("num_cpus", "memory")}
-    first = {**worker, **{{"num_cpus": "CPU"}.get(name, name): value for name, value in actor.items()}}
+    first = {**worker, "CPU": place.num_cpus}
+    if "memory" in actor:
+        first["memory"] = actor["memory"]
     return {
         **variant.scaling.options(),
         "ray_actor_options": {**actor, "runtime_env": {"env_vars": environment(variant)}},
