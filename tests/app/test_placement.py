@@ -1,7 +1,7 @@
 """What Ray LLM makes of variants that want GPUs, without a GPU: its own validation, and what it would reserve."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -116,18 +116,10 @@ def test_on_cpus_the_worker_is_no_actor_and_needs_no_core_of_its_own() -> None:
     assert reserved(deployment) == {"num_cpus": 2, "memory": 3 * 2**30}
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """Ray asks itself for the environment of this process."""
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("key", VARIANTS)
-def test_a_deployment_is_the_one_that_ray_would_make(key: str) -> None:
-    """Ray's own imports vLLM for it."""
+def test_a_deployment_is_the_one_that_ray_would_make(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own imports vLLM for it, and asks for this process's environment, for which it would start a Ray."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env={}))
     model, variant = VARIANTS[key]
     actor = {name: value for name, value in variant.placement.options().items() if name in ("num_cpus", "memory")}
     its = config(model, variant)
