@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from app import builtin, tracing
+from app.options import Placement
 from app.settings import GENERATE, Generator, LanguageModel, Model, Variant
 
 logger = logging.getLogger("ray.serve")
@@ -54,8 +55,7 @@ def options(variant: Variant) -> dict[str, Any]:
     worker: dict[str, float] = {"GPU": place.num_gpus} if place.num_gpus else {}
     if place.accelerator_type:
         worker[f"accelerator_type:{place.accelerator_type}"] = 0.001
-    # The GPUs are the workers'.
-    actor = {name: value for name, value in place.options().items() if name in ("num_cpus", "memory")}
+    actor = Placement.options(place)  # the GPUs are the workers'
     first = {**worker, "CPU": place.num_cpus}
     if "memory" in actor:
         first["memory"] = actor["memory"]

@@ -12,6 +12,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from app.deployments import engines, llm
+from app.options import Placement
 from app.settings import Generator, Model, Settings, Variant, load, parse
 from infra.config import PROJECT
 
@@ -111,6 +112,9 @@ def test_a_worker_with_a_share_of_a_gpu_asks_for_no_more() -> None:
 
 def test_on_cpus_the_worker_is_no_actor_and_needs_no_core_of_its_own() -> None:
     model, local = variant(source="/models/small", placement={"num_cpus": 2, "memory_gib": 3})
+    engine = config(model, local).get_engine_config()
+    assert engine is not None
+    assert engine.placement_bundles == [{"CPU": 0}]
     deployment = engines.variant(model, local)._bound_deployment
     assert deployment._replica_config.placement_group_bundles == [{"CPU": 2, "memory": 3 * 2**30}]
     assert reserved(deployment) == {"num_cpus": 2, "memory": 3 * 2**30}
@@ -121,7 +125,7 @@ def test_a_deployment_is_the_one_that_ray_would_make(key: str, monkeypatch: pyte
     """Ray's own imports vLLM for it, and asks for this process's environment, for which it would start a Ray."""
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env={}))
     model, variant = VARIANTS[key]
-    actor = {name: value for name, value in variant.placement.options().items() if name in ("num_cpus", "memory")}
+    actor = Placement.options(variant.placement)
     its = config(model, variant)
     its.deployment_config = {**variant.scaling.options(), "ray_actor_options": actor}
     expected, found = (
