@@ -63,13 +63,10 @@ async def generate(body: GenerateRequest, gateway: Current) -> Any:
     auth.require_model("generate")
     pieces = _pieces(gateway.handles[GENERATE], body, auth.current())
     with answering("generate"):
-        first = await anext(pieces)
         if body.stream:
-            return StreamingResponse(_events(first, pieces), media_type="text/event-stream")
-        text, last = first.text, first
-        async for last in pieces:
-            text += last.text
-        return _response(text, last)
+            return StreamingResponse(_events(await anext(pieces), pieces), media_type="text/event-stream")
+        (whole,) = [piece async for piece in pieces]
+        return _response(whole)
 
 
 async def _pieces(handle: Any, body: GenerateRequest, client: auth.Client) -> AsyncGenerator[Piece, None]:
@@ -86,16 +83,16 @@ async def _pieces(handle: Any, body: GenerateRequest, client: auth.Client) -> As
 async def _events(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[str, None]:
     try:
         with answering("generate"):
-            yield _event(_response(first.text, first).model_dump())
+            yield _event(_response(first).model_dump())
             async for piece in pieces:
-                yield _event(_response(piece.text, piece).model_dump())
+                yield _event(_response(piece).model_dump())
     except ApiError as error:  # too late for another status
         yield _event(error.body())
     yield "data: [DONE]\n\n"
 
 
-def _response(text: str, last: Piece) -> GenerateResponse:
-    return GenerateResponse(text=text, tokens=last.tokens, finish_reason=last.finish_reason)
+def _response(piece: Piece) -> GenerateResponse:
+    return GenerateResponse(text=piece.text, tokens=piece.tokens, finish_reason=piece.finish_reason)
 
 
 def _event(content: dict[str, Any]) -> str:
