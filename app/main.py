@@ -8,10 +8,9 @@ import click
 from ray.serve import Application
 
 from app.builtin import BuiltinModelError
+from app.deployments import engines, ingress, together
+from app.deployments.nlp import deployments as nlp_deployments
 from app.settings import GENERATE, Settings, SettingsError, environment, load, parse, remotes
-
-# The deployments are imported in functions: the gateway imports vLLM for many seconds, and a typo should be told at
-# once.
 
 
 def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any]], Application]:
@@ -37,13 +36,11 @@ def builder(build: Callable[[Settings], Application]) -> Callable[[dict[str, Any
 @builder
 def app(settings: Settings) -> Application:
     """All deployments in one application."""
-    from app.deployments import fast, gateway, nlp
-
     if settings.gateway.fast:
-        every = fast.build(settings)
+        every = ingress.fast(settings)
     else:
-        engines = _variants(settings) | _generator(settings)
-        every = gateway.deployment(settings).bind(settings, {**engines, **nlp.deployments(settings, engines)})
+        language = _variants(settings) | _generator(settings)
+        every = ingress.gateway(settings, {**language, **nlp_deployments(settings, language)})
     _log(every, settings.logging.options("text"))
     return every
 
@@ -65,25 +62,19 @@ def generate(settings: Settings) -> Application:
 @builder
 def nlp(settings: Settings) -> Application:
     """Everything but the engines: embeddings, classifiers, rerankers, pipeline."""
-    from app.deployments import nlp, together
-
-    return together.build(nlp.deployments(settings, remotes(settings)))
+    return together.build(nlp_deployments(settings, remotes(settings)))
 
 
 @builder
 def gateway(settings: Settings) -> Application:
     """The way in, in front of the other applications."""
-    from app.deployments import gateway
-
-    return gateway.deployment(settings).bind(settings, remotes(settings))
+    return ingress.gateway(settings, remotes(settings))
 
 
 @builder
 def fast(settings: Settings) -> Application:
     """The one model that there is, with the way in."""
-    from app.deployments import fast
-
-    return fast.build(settings)
+    return ingress.fast(settings)
 
 
 def _log(part: Any, options: dict[str, str]) -> None:
@@ -97,8 +88,6 @@ def _log(part: Any, options: dict[str, str]) -> None:
 
 
 def _variants(settings: Settings) -> dict[str, Application]:
-    from app.deployments import engines
-
     return {
         model.deployment(variant): engines.variant(model, variant)
         for model in settings.models
@@ -107,8 +96,4 @@ def _variants(settings: Settings) -> dict[str, Application]:
 
 
 def _generator(settings: Settings) -> dict[str, Application]:
-    if not settings.generate:
-        return {}
-    from app.deployments import engines
-
-    return {GENERATE: engines.generator(settings.generate)}
+    return {GENERATE: engines.generator(settings.generate)} if settings.generate else {}

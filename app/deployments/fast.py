@@ -9,32 +9,12 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple, Self
 
 from ray import serve
-from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
-from ray.serve.llm.ingress import make_fastapi_ingress
 
-from app.deployments import engines, gateway
 from app.deployments.gateway import Gateway
 from app.deployments.llm import LLM
 from app.options import Scaling
-from app.routes import openai
 from app.settings import Settings
-
-
-def build(settings: Settings) -> Application:
-    """The Serve deployment of everything. Raises BuiltinModelError when the model cannot be made."""
-    (model,) = settings.models
-    (variant,) = model.variants
-    limits = settings.gateway.scaling
-    options = {
-        **engines.options(variant),
-        "name": model.deployment(variant),
-        # `Here` limits what the engine gets, and leaves room for /health.
-        "max_ongoing_requests": limits.max_ongoing_requests,
-        "max_queued_requests": limits.max_queued_requests,
-    }
-    ingress = make_fastapi_ingress(Fast, endpoint_map=openai.ROUTES, app=gateway.api(settings))
-    return serve.deployment(**options)(ingress).bind(settings, engines.source(variant))
 
 
 class Fast(Gateway):
@@ -52,6 +32,10 @@ class Fast(Gateway):
     async def check_health(self) -> None:
         """Raise unless the engine generates."""
         await self._server.check_health()
+
+
+Ingress = serve.ingress()(Fast)
+"""What a replica makes."""
 
 
 class Here:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from ray import serve
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve.handle import DeploymentHandle
-from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import Response
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 
@@ -39,18 +39,8 @@ READY_SECONDS = 30.0
 """How long a model that has answered a probe counts as ready without another."""
 
 
-def deployment(settings: Settings) -> serve.Deployment:
-    """The Serve deployment that answers HTTP."""
-    return serve.deployment(
-        name="Gateway",
-        user_config=live(settings).model_dump(),
-        ray_actor_options=settings.gateway.placement.options(),
-        **settings.gateway.scaling.options(),
-    )(make_fastapi_ingress(Gateway, endpoint_map=openai.ROUTES, app=api(settings)))
-
-
 def api(settings: Settings) -> FastAPI:
-    """All routes but those of OpenAI's that Ray's ingress has, and what every request goes through."""
+    """All routes, and what every request goes through."""
     api = FastAPI(title="Ray Serve blueprint")
     if settings.auth.keys_file:
         api.add_middleware(auth.Authenticate, settings.auth.keys_file, settings.auth.redis_url)
@@ -109,16 +99,20 @@ class Gateway(OpenAiIngress):
         self._assignments = Assignments(self._metrics)
         self._live = live(settings)
 
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Ray asks for it in each replica."""
+        return api(self.settings)
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new weights, shadow shares, pins and guards; requests under way go on. Raises SettingsError."""
         self._live = validate(Live, user_config, "user_config")
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation; with `stream`, in server-sent events."""
+        """The answer of /v1/chat/completions."""
         return await self._answer(body, request, super().chat)
 
     async def completions(self, body: TextRequest, request: Request) -> Response:
-        """Continue a prompt; with `stream`, in server-sent events."""
+        """The answer of /v1/completions."""
         return await self._answer(body, request, super().completions)
 
     async def require_safe(self, model: str, param: str, texts: Callable[[], list[str]]) -> None:
@@ -235,6 +229,10 @@ class Gateway(OpenAiIngress):
             outcome = "ok"
         finally:
             measured.done(outcome, tokens)
+
+
+Ingress = serve.ingress()(Gateway)
+"""What a replica makes."""
 
 
 def _noted(usage: dict[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""HTTP: one module for each route, with the bodies that it takes and gives. OpenAI's chat is the gateway's own."""
+"""HTTP: one module for each route, with the bodies that it takes and gives."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,16 +1,15 @@
-"""Bodies of OpenAI's chat and completions, which vLLM defines and Ray's ingress routes, and /v1/models."""
+"""OpenAI's chat and completions, whose bodies vLLM defines, and /v1/models."""
 
 import json
 import logging
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, FastAPI, Path
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ModelWrapValidatorHandler, model_validator
 from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+from starlette.responses import Response
 
-from app import errors
 from app.routes import Current, chosen, examples
 
 # Its warnings quote what a client has sent.
@@ -53,23 +52,31 @@ class TextRequest(_Checked, CompletionRequest):
     """Body of /v1/completions."""
 
 
-def _post(path: str, **bodies: dict[str, Any]) -> Callable[[FastAPI], Callable[..., Any]]:
-    answers = {"application/json": {}, "text/event-stream": {}}
-    return lambda api: api.post(
-        path, responses={200: {"content": answers}, **errors.DOCUMENTED}, openapi_extra=examples(**bodies)
-    )
-
-
+STREAMED: dict[str, Any] = {"content": {"application/json": {}, "text/event-stream": {}}}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-ROUTES = {
-    "chat": _post(
-        "/v1/chat/completions",
+
+
+@router.post(
+    "/v1/chat/completions",
+    responses={200: STREAMED},
+    openapi_extra=examples(
         an_answer={"messages": QUESTION, "max_tokens": 32, "temperature": 0},
         a_stream={"messages": QUESTION, "max_tokens": 32, "stream": True, "stream_options": {"include_usage": True}},
     ),
-    "completions": _post("/v1/completions", a_text={"prompt": "One, two, three,", "max_tokens": 8, "temperature": 0}),
-}
-"""Routes that the gateway answers by methods of Ray's ingress: method → how to add its route."""
+)
+async def chat(body: ChatRequest, request: Request, gateway: Current) -> Response:
+    """Answer a conversation; with `stream`, in server-sent events."""
+    return await gateway.chat(body, request)
+
+
+@router.post(
+    "/v1/completions",
+    responses={200: STREAMED},
+    openapi_extra=examples(a_text={"prompt": "One, two, three,", "max_tokens": 8, "temperature": 0}),
+)
+async def completions(body: TextRequest, request: Request, gateway: Current) -> Response:
+    """Continue a prompt; with `stream`, in server-sent events."""
+    return await gateway.completions(body, request)
 
 
 class Card(BaseModel):

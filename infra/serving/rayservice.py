@@ -27,6 +27,13 @@ from infra.serving.warm import placeholders
 from infra.upgrade import Incremental, Upgrade
 
 _HOME = "/home/ray"
+_HEAD_READINESS = {
+    **{"httpGet": {"path": "/api/healthz", "port": 52365}, "timeoutSeconds": 5},
+    **{"initialDelaySeconds": 1, "periodSeconds": 2, "failureThreshold": 25},
+}
+"""As KubeRay's own, which asks after 10 s for the first time, and then every 5 s: until a yes, Serve has no applications.
+https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/common/pod.go
+"""
 
 
 def rayservice(name: str, stack: StackConfig) -> dict[str, Any]:
@@ -150,6 +157,8 @@ def _head(service: str, stack: StackConfig) -> dict[str, Any]:
     place(pod, stack, None)
     if stack.autoscaling:
         add_api_token(pod)
+    (container,) = pod["spec"]["containers"]
+    container["readinessProbe"] = _HEAD_READINESS
     return pod
 
 

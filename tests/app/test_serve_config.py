@@ -54,14 +54,15 @@ def names(application: BuiltApplication) -> set[str]:
     return set(found)
 
 
-def test_all_but_the_gateway_are_built_without_models_libraries() -> None:
+def test_applications_are_built_without_models_libraries() -> None:
     """On the head of a cluster, each in a process of its own, and replicas begin when theirs is built."""
     script = """
 import sys
 from ray._common.utils import import_attr
-from app.settings import Settings, serve_config
-for application in serve_config(Settings())["applications"]:
-    if application["name"] != "gateway":
+from app.settings import NOTHING, Settings, parse, serve_config
+fast = parse({**NOTHING, "models": [{}], "gateway": {"fast": True}})
+for settings in (Settings(), fast):
+    for application in serve_config(settings)["applications"]:
         import_attr(application["import_path"])(application["args"])
 print({"torch", "transformers", "vllm"} & sys.modules.keys())
 """

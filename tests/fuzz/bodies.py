@@ -1,7 +1,6 @@
 """Bodies of all routes: the gateway itself, up to the deployments behind it."""
 
 import asyncio
-import inspect
 import json
 import logging
 from functools import cache
@@ -10,13 +9,10 @@ from typing import Any, NoReturn
 
 import httpx
 import yaml
-from fastapi.params import Depends
-from ray.serve.llm.ingress import make_fastapi_ingress
 
 from app import keys, routes
 from app.deployments import gateway
 from app.errors import ApiError
-from app.routes import openai
 from app.settings import Settings, remotes
 
 CANARY = "swordfish"
@@ -95,19 +91,13 @@ def server() -> tuple[httpx.AsyncClient, Lines]:
         }
     )
     api = gateway.api(settings)
-    make_fastapi_ingress(gateway.Gateway, endpoint_map=openai.ROUTES, app=api)
     every: Any = dict.fromkeys(remotes(settings), Handle())
     ours = Guarded(settings, every)
 
     async def current() -> Guarded:
         return ours
 
-    # Ray's routes find their object by a dependency as well.
-    chat: Any = next(route for route in api.routes if getattr(route, "path", "") == PATHS[0])
-    default = next(iter(inspect.signature(chat.endpoint).parameters.values())).default
-    assert isinstance(default, Depends)
-    assert default.dependency
-    api.dependency_overrides = {default.dependency: current, routes._gateway: current}
+    api.dependency_overrides = {routes._gateway: current}
     lines = Lines()
     logging.getLogger().addHandler(lines)
     for name in ("ray.serve", "vllm"):  # which do not propagate
