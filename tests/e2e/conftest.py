@@ -151,6 +151,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="where to put what became of the load")
 
 
+@pytest.hookimpl(trylast=True)  # all runs of a change, then the next one: each run begins with what the last one left
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "run" in metafunc.fixturenames:
         metafunc.parametrize("run", range(metafunc.config.option.runs))
