@@ -128,6 +128,15 @@ def test_the_head_runs_no_replica() -> None:
     assert "nvidia.com/gpu" not in limits(head)
 
 
+def test_the_head_is_asked_early_whether_it_is_ready_and_as_patiently_as_kuberay_does() -> None:
+    """Serve is told of its applications then. KubeRay asks the same from 10 s on, every 5 s, and minds the tenth no."""
+    head = rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    probe = head["containers"][0]["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/api/healthz", "port": 52365}
+    assert probe["initialDelaySeconds"] + probe["periodSeconds"] < 5
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 5 * 10
+
+
 def limits(group: dict[str, Any]) -> dict[str, str]:
     (container,) = group["template"]["spec"]["containers"]
     return container["resources"]["limits"]
