@@ -31,7 +31,7 @@ _HEAD_READINESS = {
     **{"httpGet": {"path": "/api/healthz", "port": 52365}, "timeoutSeconds": 5},
     **{"initialDelaySeconds": 1, "periodSeconds": 2, "failureThreshold": 25},
 }
-"""As KubeRay's own, which asks after 10 s for the first time, and then every 5 s: until a yes, Serve has no applications.
+"""As KubeRay's own, which asks after 10 s and then every 5 s. Until a yes, Serve has no applications.
 https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/common/pod.go
 """
 
