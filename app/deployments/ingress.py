@@ -29,7 +29,7 @@ def fast(settings: Settings) -> Application:
     options = {
         **engines.options(variant),
         "name": model.deployment(variant),
-        # `Here` limits what the engine gets, and leaves room for /health.
+        # `fast.Here` limits what the engine gets, and leaves room for /health.
         "max_ongoing_requests": limits.max_ongoing_requests,
         "max_queued_requests": limits.max_queued_requests,
     }
