@@ -27,13 +27,19 @@ KV_CACHE_GIB = 0.25
 """Key-value cache on CPUs when the settings say nothing; of the built-in model's, 11,000 tokens."""
 
 
+def by_name(path: str, **options: Any) -> serve.Deployment:
+    """A Serve deployment of the class at this import path, and its options."""
+    deployment: Any = serve.deployment(**options)  # Ray's types do not know of paths
+    return deployment(path)
+
+
 def variant(model: Model, chosen: Variant) -> Application:
     """The Serve deployment of one variant; its methods take and give what vLLM's OpenAI server does (`llm.LLM`).
 
     Makes the built-in model if it is not made yet. Raises BuiltinModelError when it cannot be.
     """
-    deployment: Any = serve.deployment(name=model.deployment(chosen), **options(chosen))
-    return deployment("app.deployments.llm.LLM").bind(model, chosen, source(chosen))
+    deployment = by_name("app.deployments.llm.LLM", name=model.deployment(chosen), **options(chosen))
+    return deployment.bind(model, chosen, source(chosen))
 
 
 def generator(model: Generator) -> Application:
@@ -42,8 +48,10 @@ def generator(model: Generator) -> Application:
     actor: dict[str, Any] = {**place.options(), "runtime_env": {"env_vars": environment(model)}}
     if model.engine.workers > 1:
         actor["num_gpus"] = model.engine.workers  # vLLM starts a process for each in the replica's node
-    deployment: Any = serve.deployment(name=GENERATE, ray_actor_options=actor, **scaling.options())
-    return deployment("app.deployments.generate.Generate").bind(model, source(model))
+    deployment = by_name(
+        "app.deployments.generate.Generate", name=GENERATE, ray_actor_options=actor, **scaling.options()
+    )
+    return deployment.bind(model, source(model))
 
 
 def options(variant: Variant) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """The deployments that answer HTTP, by the names of their classes, which import vLLM: see engines.py."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from ray import serve
 from ray.serve import Application
 
 from app.deployments import engines
@@ -12,13 +10,14 @@ from app.settings import Remote, Settings, live
 
 def gateway(settings: Settings, handles: Mapping[str, Application | Remote]) -> Application:
     """The Serve deployment in front of all others, which it calls by their names in `handles`."""
-    deployment: Any = serve.deployment(
+    deployment = engines.by_name(
+        "app.deployments.gateway.Ingress",
         name="Gateway",
         user_config=live(settings).model_dump(),
         ray_actor_options=settings.gateway.placement.options(),
         **settings.gateway.scaling.options(),
     )
-    return deployment("app.deployments.gateway.Ingress").bind(settings, handles)
+    return deployment.bind(settings, handles)
 
 
 def fast(settings: Settings) -> Application:
@@ -33,5 +32,5 @@ def fast(settings: Settings) -> Application:
         "max_ongoing_requests": limits.max_ongoing_requests,
         "max_queued_requests": limits.max_queued_requests,
     }
-    deployment: Any = serve.deployment(**options)
-    return deployment("app.deployments.fast.Ingress").bind(settings, engines.source(variant))
+    deployment = engines.by_name("app.deployments.fast.Ingress", **options)
+    return deployment.bind(settings, engines.source(variant))
