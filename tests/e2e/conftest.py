@@ -64,6 +64,8 @@ def little(**serving: Any) -> dict[str, Any]:
     }
 
 
+SENTIMENT = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}}
+"""A classifier that needs no core of its own."""
 EMBED = {
     "name": "embed",
     # Two replicas do not fit beside a chat model into one pod of two cores.
@@ -85,7 +87,7 @@ def growing(**serving: Any) -> dict[str, Any]:
     The scenarios after changes/ begin and end with it: one of another size would be another Ray cluster, for minutes.
     """
     return {
-        "serving": little(embeddings=[EMBED], **serving),
+        "serving": little(embeddings=[EMBED], classifiers=[SENTIMENT], **serving),
         "head": {"memory_gib": 4},
         "workers": [{"name": "cpu", "min_replicas": 1, "max_replicas": 2}],
         "idle_timeout_seconds": 20,

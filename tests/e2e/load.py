@@ -25,7 +25,7 @@ from infra.config import ROOT, StackConfig
 from infra.serving.rayservice import SERVE_PORT
 from scripts.cluster.layout import Record
 from scripts.kubectl import Kubectl
-from tests.e2e.conftest import chat, little
+from tests.e2e.conftest import SENTIMENT, chat, little
 
 NAMESPACE = StackConfig().namespace
 RATE = 10.0
@@ -35,7 +35,7 @@ STREAMS = 2
 TOKENS = 96
 """Of a stream: it takes longer than the change from one Ray cluster to the other."""
 PATIENCE = httpx.Timeout(120)
-SHORT = {"model": "sentiment", "input": "I love it"}
+SHORT = {"model": SENTIMENT["name"], "input": "I love it"}
 LONG = {
     "model": "chat",
     "messages": [{"role": "user", "content": "Tell a long story of the sea."}],
@@ -48,10 +48,9 @@ TWO = {"scaling": {"num_replicas": 2}}
 
 
 def serving(weights: tuple[float, ...] = (1,), canary: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """A language model with as many variants as weights, and a classifier that needs no core of its own."""
-    classifier = {"name": "sentiment", "source": "builtin:vader-sentiment", "placement": {"num_cpus": 0.1}, **more}
+    """A language model with as many variants as weights, and what answers short requests."""
     models = [chat(weights, canary)]
-    return little(models=models, embeddings=[], classifiers=[classifier], gateway=more)
+    return little(models=models, embeddings=[], classifiers=[{**SENTIMENT, **more}], gateway=more)
 
 
 def keys(workers: int, **more: Any) -> dict[str, Any]:
@@ -196,7 +195,13 @@ def loaded(url: str, api_key: str = LOCAL_KEY) -> Iterator[Report]:
     report.__dict__.update(found)
 
 
-def keep(said: Mapping[str, Any], results: Path | None) -> None:
+def nothing_is_lost(report: Report) -> None:
+    assert report.requests > 5 * report.seconds
+    assert report.streams > 0
+    assert (report.lost, report.broken) == ([], [])
+
+
+def keep(said: Mapping[str, Any], results: Path | None = None) -> None:
     """Show what became of a load, and add it to a file, a line."""
     print(json.dumps(said, indent=1))
     if results:

@@ -3,12 +3,6 @@
 The steps build on each other.
 """
 
-import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -17,7 +11,8 @@ import pytest
 from infra.config import StackConfig
 from scripts.kubectl import Kubectl
 from scripts.observe import look
-from tests.e2e.conftest import Stack, chat, growing, little
+from tests.e2e.conftest import Stack, growing
+from tests.e2e.load import clusters, keep, loaded, nothing_is_lost, service, serving, until_one_is_left
 
 NAMESPACE = StackConfig().namespace
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 2}
@@ -25,7 +20,7 @@ CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Say hi"}], "m
 
 @pytest.fixture(scope="module", autouse=True)
 def two_variants(stack: Stack, kubernetes: Kubectl) -> None:
-    stack.require(serving=little(models=[chat()]))
+    stack.require(serving=serving((1, 0)))
 
 
 def pods(kubernetes: Kubectl) -> set[str]:
@@ -54,11 +49,6 @@ def variant(client: httpx.Client, **more: Any) -> str:
     return answered.headers["x-variant"]
 
 
-def clusters(kubernetes: Kubectl) -> list[str]:
-    items = kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]
-    return [item["metadata"]["name"] for item in items if "deletionTimestamp" not in item["metadata"]]
-
-
 def test_what_was_changed_by_hand_is_repaired(stack: Stack, kubernetes: Kubectl) -> None:
     label = "pod-security.kubernetes.io/enforce"
     kubernetes("label", "namespace", NAMESPACE, f"{label}=privileged", "--overwrite")
@@ -76,58 +66,30 @@ def test_what_was_changed_by_hand_is_repaired(stack: Stack, kubernetes: Kubectl)
 def test_the_split_moves_and_nothing_restarts(stack: Stack, kubernetes: Kubectl, client: httpx.Client) -> None:
     before = pods(kubernetes), replicas(kubernetes)
     assert {variant(client) for _ in range(4)} == {"chat@stable"}
-    assert stack.up(serving=little(models=[chat(weights=(0, 1))])).returncode == 0
+    assert stack.up(serving=serving((0, 1))).returncode == 0
     assert {variant(client) for _ in range(4)} == {"chat@canary"}
     assert (pods(kubernetes), replicas(kubernetes)) == before
 
 
 def test_only_the_canary_restarts_when_only_it_changes(stack: Stack, kubernetes: Kubectl, client: httpx.Client) -> None:
     before = pods(kubernetes), replicas(kubernetes)
-    model = chat(weights=(0, 1), canary={"engine": {"seed": 7}})
-    assert stack.up(serving=little(models=[model])).returncode == 0
+    with loaded(service(kubernetes)) as report:
+        assert stack.up(serving=serving((1, 0), canary={"engine": {"seed": 7}})).returncode == 0
+    keep(report.summary())
+    nothing_is_lost(report)
     assert pods(kubernetes) == before[0]
     after = replicas(kubernetes)
     assert {name for name in after if after[name] != before[1][name]} == {"LLM:chat@canary"}
     assert variant(client, model="chat@canary") == "chat@canary"
 
 
-@contextmanager
-def asking(client: httpx.Client) -> Iterator[list[tuple[float, int]]]:
-    """Requests for an embedding, one after the other; when each ended and with which status."""
-    over, answers = threading.Event(), list[tuple[float, int]]()
-
-    def ask_on() -> None:
-        while not over.is_set():
-            try:
-                status = client.post("v1/embeddings", json={"input": "hi"}, timeout=60).status_code
-            except httpx.HTTPError:
-                status = 0
-            answers.append((time.monotonic(), status))
-            over.wait(0.2)
-
-    thread = threading.Thread(target=ask_on)
-    thread.start()
-    try:
-        yield answers
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_a_change_of_the_cluster_is_a_new_one_and_requests_are_answered(
-    stack: Stack, kubernetes: Kubectl, client: httpx.Client
-) -> None:
+def test_a_change_of_the_cluster_is_a_new_one_and_nothing_is_lost(stack: Stack, kubernetes: Kubectl) -> None:
     (old,) = clusters(kubernetes)
-    with asking(client) as answers:
-        done = stack.up(**growing())  # another head, other workers, and one variant, since two clusters run for a while
-        assert done.returncode == 0
-    good = [when for when, status in answers if status == 200]
-    print(json.dumps({"requests": len(answers), "failed": len(answers) - len(good)}))
-    assert len(answers) - len(good) <= 0.02 * len(answers)
-    assert max(later - earlier for earlier, later in pairwise(good)) < 15
-    status = kubernetes.get("rayservice", "llm", "--namespace", NAMESPACE)["status"]
-    assert status["activeServiceStatus"]["rayClusterName"] != old
-    deadline = time.monotonic() + 300
-    while old in clusters(kubernetes):  # it goes when the last requests have had a minute to end
-        assert time.monotonic() < deadline, clusters(kubernetes)
-        time.sleep(1)
+    with loaded(service(kubernetes)) as report:
+        # Another head, other workers, and one variant, since two clusters run for a while.
+        assert stack.up(**growing()).returncode == 0
+        until_one_is_left(kubernetes)
+    keep(report.summary())
+    nothing_is_lost(report)
+    assert max(report.latencies) < 30
+    assert clusters(kubernetes).isdisjoint({old})
