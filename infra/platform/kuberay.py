@@ -26,6 +26,8 @@ RESOURCES = {
     "limits": {"cpu": "1", "memory": "512Mi"},
 }
 """Room to work in: with KubeRay's own limit, 0.1 CPU, every reconciliation crawls."""
+ENVIRONMENT = [{"name": "ENABLE_INIT_CONTAINER_INJECTION", "value": "false"}]
+"""Workers wait for their head in an init container of ours: infra/serving/rayservice.py."""
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -46,6 +48,7 @@ def operator_objects(operator: Operator, namespace: str, gates: Sequence[str] = 
             container |= {
                 "image": operator.reference,
                 "resources": RESOURCES,
+                "env": ENVIRONMENT,
                 "args": [
                     # Its own metrics, of RayServices and RayClusters, are off by default.
                     "--enable-metrics",
@@ -101,6 +104,7 @@ def chart_arguments(chart: str, image: str, namespace: str, gates: Sequence[str]
             "crNamespacedRbacEnable": False,
             "image": {"repository": image, "tag": f"v{versions.KUBERAY}"},
             "resources": RESOURCES,
+            "env": ENVIRONMENT,
             # In place of the chart's list: the gates that it does not name are as KubeRay itself has them.
             **({"featureGates": [{"name": gate, "enabled": True} for gate in gates]} if gates else {}),
         },

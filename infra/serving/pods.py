@@ -3,6 +3,7 @@
 from typing import Any
 
 SERVE_PORT = 8000
+GCS_PORT = 6379
 METRICS_PORTS = {"metrics": 8080, "as-metrics": 44217, "dash-metrics": 44227}
 """By the names that KubeRay gives them: of every Ray pod; of the autoscaler and of the dashboard, both on the head."""
 

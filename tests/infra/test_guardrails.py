@@ -82,9 +82,12 @@ def test_a_namespace_without_gpus_may_take_none() -> None:
 
 @pytest.mark.parametrize("workers", [[WorkerGroup()], [GPUS]])
 def test_every_container_has_the_limits_that_a_quota_asks_for(workers: list[WorkerGroup]) -> None:
-    """A pod with a container that has none would be refused. (KubeRay gives its init container some.)"""
+    """A pod with a container that has none would be refused."""
     cluster = rayservice("llm", StackConfig(workers=workers))["spec"]["rayClusterConfig"]
     groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    containers: list[dict[str, Any]] = [*(group["template"]["spec"]["containers"][0] for group in groups)]
+    pods = [group["template"]["spec"] for group in groups]
+    containers: list[dict[str, Any]] = []
+    for pod in pods:
+        containers += [*pod.get("initContainers", []), *pod["containers"]]
     containers += [cluster[key] for key in ("autoscalerOptions",) if key in cluster]
     assert all(container["resources"]["limits"].keys() >= {"cpu", "memory"} for container in containers)

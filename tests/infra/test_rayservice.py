@@ -1,5 +1,9 @@
 """The rendered RayService against the CRD of the pinned KubeRay, and against what we promise of it."""
 
+import os
+import signal
+import socket
+import subprocess
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,7 +15,8 @@ from app import keys, settings
 from app.keys import Key
 from infra import versions
 from infra.clusters import ExistingCluster
-from infra.config import KEYS_FILE, ROOT, GcsFaultTolerance, SecretKey, StackConfig, WorkerGroup, from_file
+from infra.config import KEYS_FILE, ROOT, GcsFaultTolerance, Operator, SecretKey, StackConfig, WorkerGroup, from_file
+from infra.platform.kuberay import chart_arguments, operator_objects
 from infra.serving.access import accounts, keys_name, keys_secret, token_name
 from infra.serving.pods import RESTRICTED
 from infra.serving.rayservice import rayservice
@@ -137,6 +142,41 @@ def test_the_head_is_asked_early_whether_it_is_ready_and_as_patiently_as_kuberay
     assert probe["periodSeconds"] * probe["failureThreshold"] == 5 * 10
 
 
+def wait_for_head(address: str) -> subprocess.Popen[str]:
+    """A worker's init container, as a process, whose head has this address."""
+    (group,) = rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["initContainers"]
+    environment = {**os.environ, "FQ_RAY_IP": address}
+    return subprocess.Popen(container["command"], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_worker_begins_when_its_head_takes_connections() -> None:
+    with wait_for_head("127.0.77.1") as waits, socket.socket() as head:
+        assert waits.stdout
+        assert waits.stdout.readline() == "waiting for the head at 127.0.77.1:6379\n"
+        assert waits.poll() is None
+        head.bind(("127.0.77.1", 6379))
+        head.listen()
+        assert waits.wait(timeout=60) == 0
+
+
+def test_a_worker_that_waits_ends_when_it_is_told_to() -> None:
+    """Bash as a container's first process would otherwise take no notice, for all of a worker's grace period."""
+    with wait_for_head("127.0.77.2") as waits:
+        assert waits.stdout
+        assert waits.stdout.readline()
+        waits.terminate()
+        assert waits.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_kuberay_has_no_workers_wait_by_its_own_means() -> None:
+    (deployment,) = (item for item in operator_objects(Operator(), "serving") if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    chart = chart_arguments("oci://charts/kuberay-operator", "operator", "serving")
+    for environment in (container["env"], chart["values"]["env"]):
+        assert {"name": "ENABLE_INIT_CONTAINER_INJECTION", "value": "false"} in environment
+
+
 def limits(group: dict[str, Any]) -> dict[str, str]:
     (container,) = group["template"]["spec"]["containers"]
     return container["resources"]["limits"]
@@ -151,7 +191,7 @@ def test_pods_are_restricted_and_the_dashboard_wants_a_token() -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
         assert pod["serviceAccountName"] in {account["metadata"]["name"] for account in accounts("llm", StackConfig())}
-        for container in pod["containers"]:
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert container["image"].split(":")[-1] != "latest"
 

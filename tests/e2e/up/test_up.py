@@ -126,6 +126,12 @@ def test_pods_are_not_root_and_cannot_write_their_image(kubernetes: Kubectl) -> 
         assert "denied" in kubernetes(*run, "sh", "-c", "touch /opt/app/x 2>&1 || echo denied")
 
 
+def test_a_worker_waits_for_its_head_once_and_not_by_kuberays_means(kubernetes: Kubectl) -> None:
+    selector = ("--selector", "ray.io/node-type=worker")
+    (worker,) = kubernetes.get("pods", "-n", StackConfig().namespace, *selector)["items"]
+    assert [container["name"] for container in worker["spec"]["initContainers"]] == ["wait-for-head"]
+
+
 def test_the_weights_are_the_nodes_and_not_the_images(kubernetes: Kubectl) -> None:
     namespace = StackConfig().namespace
     for pod in kubernetes.get("pods", "-n", namespace)["items"]:
