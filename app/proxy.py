@@ -11,6 +11,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import cores
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/@~-]{1,128}")
 """A UUID, a ULID, base64, an AWS trace id; nothing that ends a line of a log, or looks like another part of one."""
 NOT_SAMPLED = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][02468ace]")
@@ -22,6 +24,7 @@ minds whether its client is still there, and which replica gets it. With _ for -
 
 def middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray puts it around its own middleware."""
+    cores.leave_to_engines()
     return [Middleware(Connections), Middleware(CleanHeaders)]
 
 

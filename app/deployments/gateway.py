@@ -17,7 +17,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import Response
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 
-from app import auth, errors, request_log, routes
+from app import auth, cores, errors, request_log, routes
 from app.deployments import engine_errors, experiment, guard
 from app.deployments.engine_errors import raise_engine_error
 from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
@@ -82,6 +82,7 @@ class Gateway(OpenAiIngress):
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle | Remote]) -> None:
         super().__init__({}, {})
+        cores.leave_to_engines()
         auth.require(settings.auth)
         self.started = int(time.time())
         self.settings = settings

@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from app import request_log, tracing
+from app import cores, request_log, tracing
 from app.answers import Piece, Sampling
 from app.deployments import engine_start, engines
 from app.deployments.engines import Liveness
@@ -38,6 +38,7 @@ class Generate:
         ).create_engine_config()
         with engine_start.in_one_process(config):
             self._engine = AsyncLLM.from_vllm_config(config, stat_loggers=[RayPrometheusStatLogger])
+        cores.leave_to_engines()
         await self._generate_one_token()
         self._liveness = Liveness(model.scaling.health_check_timeout_s, self._generate_one_token)
 

@@ -12,7 +12,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
-from app import tracing
+from app import cores, tracing
 from app.deployments import engine_start, engines
 from app.deployments.engines import Liveness
 from app.deployments.gathered import gathered
@@ -73,6 +73,7 @@ class LLM(LLMServer):
         llm_config = config(model, variant, source)
         llm_config.experimental_configs |= experimental
         await super().__init__(llm_config)
+        cores.leave_to_engines()
         # The first token has the start's budget, not that of a health check: kernels are made for it.
         await self._generate_one_token()
         self._liveness = Liveness(variant.scaling.health_check_timeout_s, self._generate_one_token)
