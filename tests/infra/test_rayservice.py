@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -142,18 +144,23 @@ def test_the_head_is_asked_early_whether_it_is_ready_and_as_patiently_as_kuberay
     assert probe["periodSeconds"] * probe["failureThreshold"] == 5 * 10
 
 
-def wait_for_head(address: str) -> subprocess.Popen[str]:
-    """A worker's init container, as a process, whose head has this address."""
+@contextmanager
+def wait_for_head(address: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker's init container, as a process, whose head has this address, once it waits."""
     (group,) = rayservice("llm", StackConfig())["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["initContainers"]
     environment = {**os.environ, "FQ_RAY_IP": address}
-    return subprocess.Popen(container["command"], env=environment, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(container["command"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == f"waiting for the head at {address}:6379\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_worker_begins_when_its_head_takes_connections() -> None:
     with wait_for_head("127.0.77.1") as waits, socket.socket() as head:
-        assert waits.stdout
-        assert waits.stdout.readline() == "waiting for the head at 127.0.77.1:6379\n"
         assert waits.poll() is None
         head.bind(("127.0.77.1", 6379))
         head.listen()
@@ -163,8 +170,6 @@ def test_a_worker_begins_when_its_head_takes_connections() -> None:
 def test_a_worker_that_waits_ends_when_it_is_told_to() -> None:
     """Bash as a container's first process would otherwise take no notice, for all of a worker's grace period."""
     with wait_for_head("127.0.77.2") as waits:
-        assert waits.stdout
-        assert waits.stdout.readline()
         waits.terminate()
         assert waits.wait(timeout=60) == 128 + signal.SIGTERM
 
