@@ -91,5 +91,5 @@ def test_a_change_of_the_cluster_is_a_new_one_and_nothing_is_lost(stack: Stack, 
         until_one_is_left(kubernetes)
     keep(report.summary())
     nothing_is_lost(report)
-    assert max(report.latencies) < 30
+    assert max(report.latencies) < 15
     assert clusters(kubernetes).isdisjoint({old})
