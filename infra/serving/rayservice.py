@@ -34,8 +34,6 @@ _HEAD_READINESS = {
 """As KubeRay's own, which asks after 10 s and then every 5 s. Until a yes, Serve has no applications.
 https://github.com/ray-project/kuberay/blob/v1.6.2/ray-operator/controllers/ray/common/pod.go
 """
-
-
 _WAIT_FOR_HEAD = f"""\
 trap 'exit 143' TERM
 echo "waiting for the head at $FQ_RAY_IP:{GCS_PORT}"

@@ -92,4 +92,7 @@ def test_a_change_of_the_cluster_is_a_new_one_and_nothing_is_lost(stack: Stack, 
     keep(report.summary())
     nothing_is_lost(report)
     assert max(report.latencies) < 15
-    assert clusters(kubernetes).isdisjoint({old})
+    (new,) = clusters(kubernetes)
+    assert new != old
+    status = kubernetes.get("rayservice", "llm", "--namespace", NAMESPACE)["status"]
+    assert status["activeServiceStatus"]["rayClusterName"] == new
