@@ -30,7 +30,9 @@ def answered_by(client: httpx.Client, model: str = "chat") -> str:
 
 def test_a_model_that_is_not_there(stack: Stack, client: httpx.Client) -> None:
     """A new variant, which is how a model is changed without a gap."""
-    failed = stack.up(**growing(models=[chat(canary={"source": "/models/none"})]))
+    # It fits beside the others: a second worker for it could get the gateway's next replica, and would stay.
+    none = {"source": "/models/none", "placement": {"num_cpus": 0.1}}
+    failed = stack.up(**growing(models=[chat(canary=none)]))
     assert failed.returncode != 0
     assert "chat@canary" in failed.stdout
     assert "/models/none" in failed.stdout
