@@ -3,21 +3,27 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import httpx
+import aiohttp
 import numpy as np
 import psutil
 
 from app.builtin import cache_dir
 from scripts.bench import load
-from scripts.bench.load import Point, client
+from scripts.bench.load import Point, session
 from scripts.bench.servers import NAME, Served, ours
 from scripts.console import Problem, say, step, table
 
 PLACES, QUEUE = 16, 16
-FULL = Point(PLACES, 96, 64)
+TOKENS = 64
+"""Of the mean answer; from half of that to one and a half. Answers of one length would all end in one step of the
+engine, and the next prompts be read in one step, too: more than any server does whose requests come when they want."""
 TIMES, SECONDS = 10, 60.0
+FULL_SECONDS = 30.0
+MOST = 100_000
+"""Requests of a run, whatever a server can do."""
 HEALTH_SECONDS, MEMORY_SECONDS = 0.5, 5.0
 """Between two looks. One at the memory takes 0.15 s of a core, since the kernel goes through all of its pages."""
 SCALING = {"max_ongoing_requests": PLACES, "max_queued_requests": QUEUE, "health_check_period_s": 2}
@@ -29,7 +35,7 @@ class Overload(NamedTuple):
 
     round: int
     before: float
-    """At full load: as many clients as places."""
+    """At full load: as many clients as places, each of which asks again at once."""
     offered: float
     """At ten times as many requests a second."""
     answered: float
@@ -66,15 +72,15 @@ def bench(rounds: int) -> list[Overload]:
 
 
 def _measured(served: Served, number: int) -> Overload:
-    before = load.by_httpx(served, FULL, 10 * number + 1).per_second
+    before = asyncio.run(full(served, FULL_SECONDS, 10 * number + 1))
     workers, memory = _workers(served), _memory(served)
-    rate = TIMES * before / FULL.tokens
+    rate = TIMES * before / TOKENS
     found = asyncio.run(flood(served, rate, SECONDS))
-    after = load.by_httpx(served, FULL, 10 * number + 2).per_second
+    after = asyncio.run(full(served, FULL_SECONDS, 10 * number + 2))
     return Overload(
         round=number,
         before=before,
-        offered=rate * FULL.tokens,
+        offered=rate * TOKENS,
         answered=found.tokens / found.seconds,
         requests=found.requests,
         refused=len(found.refused),
@@ -95,12 +101,14 @@ def _percentile(seconds: list[float], part: int) -> float:
     return float(np.percentile(seconds, part)) * 1000 if seconds else 0.0
 
 
-class Flood:
-    """What became of requests that came at a pace of their own. Times in seconds."""
+class Tally:
+    """Requests, and what became of them. Times in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.began = time.perf_counter()
+        self.ends = self.began + seconds
         self.tokens = 0
-        """That came while requests came, of answers that came in full."""
+        """That came before the end, of answers that came in full."""
         self.requests = 0
         self.seconds = 0.0
         self.recovery = 0.0
@@ -109,60 +117,85 @@ class Flood:
         self.memory: list[float] = []
         self.wrong: Counter[str] = Counter()
 
-
-async def flood(served: Served, rate: float, seconds: float) -> Flood:
-    """Requests come at random, `rate` a second, whatever becomes of the earlier ones. Problem when one is lost."""
-    found = Flood()
-    chosen = np.random.default_rng(0)
-    prompts = load.prompts(Point(0, int(rate * seconds * 2), FULL.tokens), 7)
-    ends = time.perf_counter() + seconds
-
-    async def ask(http: httpx.AsyncClient, prompt: str) -> bool:
+    async def ask(self, http: aiohttp.ClientSession, prompt: str, tokens: int) -> bool:
+        """Whether the request is answered."""
         sent = time.perf_counter()
-        body = load.body(prompt, FULL.tokens)
-        async with http.stream("POST", "/v1/chat/completions", json=body) as answered:
-            last = ""
-            async for line in answered.aiter_lines():
-                last = line or last
-                found.tokens += '"content":"' in line and time.perf_counter() < ends
-            if answered.status_code == 429 and int(answered.headers["retry-after"]) > 0:
-                found.refused.append(time.perf_counter() - sent)
-            elif answered.status_code != 200 or last != "data: [DONE]":
-                found.wrong[f"{answered.status_code}: {last[-200:]}"] += 1
+        async with http.post("/v1/chat/completions", json=load.body(prompt, tokens)) as answered:
+            last = b""
+            async for line in answered.content:
+                last = line.strip() or last
+                self.tokens += b'"content":"' in line and time.perf_counter() < self.ends
+            if answered.status == 429 and int(answered.headers["retry-after"]) > 0:
+                self.refused.append(time.perf_counter() - sent)
+            elif answered.status != 200 or last != b"data: [DONE]":
+                self.wrong[f"{answered.status}: {last[-200:]!r}"] += 1
             else:
                 return True
             return False
 
-    async def watch_health(http: httpx.AsyncClient) -> None:
-        while time.perf_counter() < ends:
+    def require_nothing_wrong(self) -> None:
+        """Problem when a request was neither answered nor refused as it should be."""
+        if self.wrong:
+            raise Problem(f"neither answered nor refused as it should be: {dict(self.wrong)}", "read the server's log")
+
+
+def _requests(salt: int) -> Iterator[tuple[str, int]]:
+    """Prompts, no two alike, and how long their answers are."""
+    chosen = np.random.default_rng(salt)
+    for prompt in load.prompts(Point(0, MOST), salt):
+        yield prompt, int(chosen.integers(TOKENS // 2, TOKENS * 3 // 2, endpoint=True))
+
+
+async def full(served: Served, seconds: float, salt: int) -> float:
+    """Tokens a second of as many clients as places, each of which asks again when it is answered."""
+    found, requests = Tally(seconds), _requests(salt)
+
+    async def ask_on(http: aiohttp.ClientSession) -> None:
+        while time.perf_counter() < found.ends:
+            await found.ask(http, *next(requests))
+
+    async with session(served) as http, asyncio.TaskGroup() as group:
+        for _ in range(PLACES):
+            group.create_task(ask_on(http))
+    found.require_nothing_wrong()
+    return found.tokens / seconds
+
+
+async def flood(served: Served, rate: float, seconds: float) -> Tally:
+    """Requests come at random, `rate` a second, whatever becomes of the earlier ones. Problem when one is lost."""
+    found = Tally(seconds)
+    chosen = np.random.default_rng(0)
+
+    async def watch_health(http: aiohttp.ClientSession) -> None:
+        while time.perf_counter() < found.ends:
             sent = time.perf_counter()
-            (await http.get("/health")).raise_for_status()
+            async with http.get("/health") as answered:
+                answered.raise_for_status()
+                await answered.read()
             found.health.append(time.perf_counter() - sent)
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def watch_memory() -> None:
-        while time.perf_counter() < ends:
+        while time.perf_counter() < found.ends:
             found.memory.append(await asyncio.to_thread(_memory, served))
             await asyncio.sleep(MEMORY_SECONDS)
 
-    began = time.perf_counter()
-    async with client(served) as http, asyncio.TaskGroup() as group:
+    async with session(served) as http, asyncio.TaskGroup() as group:
         group.create_task(watch_health(http))
         group.create_task(watch_memory())
-        due = began
-        for prompt in prompts:
+        due = found.began
+        for prompt, tokens in _requests(7):
             due += chosen.exponential(1 / rate)
-            if due > ends:
+            if due > found.ends:
                 break
             await asyncio.sleep(max(due - time.perf_counter(), 0))
-            group.create_task(ask(http, prompt))
+            group.create_task(found.ask(http, prompt, tokens))
             found.requests += 1
-        found.seconds = (stopped := time.perf_counter()) - began
-        while not await ask(http, "and now?"):
+        found.seconds = (stopped := time.perf_counter()) - found.began
+        while not await found.ask(http, "and now?", TOKENS):
             await asyncio.sleep(1)
         found.recovery = time.perf_counter() - stopped
-    if found.wrong:
-        raise Problem(f"neither answered nor refused as it should be: {dict(found.wrong)}", "read the server's log")
+    found.require_nothing_wrong()
     return found
 
 

@@ -327,10 +327,12 @@ def test_py_spy_records_what_processes_do() -> None:
 
 
 def test_a_flood_counts_what_is_answered_and_what_is_refused(paced: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overload, "FULL", Point(PLACES, 0, 5))
-    capacity = PLACES / (5 * PACE_S)
-    found = asyncio.run(overload.flood(paced, 10 * capacity, 2.0))
-    assert 0 < found.tokens / 5 / found.seconds < 1.1 * capacity  # less where the machine is busy
+    monkeypatch.setattr(overload, "TOKENS", 5)
+    capacity = PLACES / PACE_S
+    monkeypatch.setattr(overload, "PLACES", PLACES)
+    assert 0 < asyncio.run(overload.full(paced, 2.0, 1)) < 1.1 * capacity  # less where the machine is busy
+    found = asyncio.run(overload.flood(paced, 10 * capacity / 5, 2.0))
+    assert 0 < found.tokens / found.seconds < 1.1 * capacity
     assert found.requests > len(found.refused) > 0.5 * found.requests
     assert found.health
     assert found.recovery > 0
