@@ -71,10 +71,14 @@ class Route(NamedTuple):
     """What an event says, or an answer that comes whole: text, and how many tokens there have been if it says so."""
 
 
-def prompts(point: Point, salt: int) -> list[str]:
+def prompt(salt: int, index: int) -> str:
     """No two alike, or the prefix cache would answer; the same for every contender."""
-    subjects = [SUBJECTS[index % len(SUBJECTS)] for index in range(point.requests)]
-    return [f"{salt}.{index}: tell a long story about {subject}." for index, subject in enumerate(subjects)]
+    return f"{salt}.{index}: tell a long story about {SUBJECTS[index % len(SUBJECTS)]}."
+
+
+def prompts(point: Point, salt: int) -> list[str]:
+    """One for each request."""
+    return [prompt(salt, index) for index in range(point.requests)]
 
 
 def body(prompt: str, tokens: int) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Ten times what a model can do: what of it is answered, how fast the rest is refused, and what is left of it later."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,12 +19,10 @@ from scripts.console import Problem, say, step, table
 
 PLACES, QUEUE = 16, 16
 TOKENS = 64
-"""Of the mean answer; from half of that to one and a half. Answers of one length would all end in one step of the
-engine, and the next prompts be read in one step, too: more than any server does whose requests come when they want."""
+"""Of the mean answer; from half of that to one and a half. Those of one length would all end in one step of the engine,
+as those of no real load do."""
 TIMES, SECONDS = 10, 60.0
 FULL_SECONDS = 30.0
-MOST = 100_000
-"""Requests of a run, whatever a server can do."""
 HEALTH_SECONDS, MEMORY_SECONDS = 0.5, 5.0
 """Between two looks. One at the memory takes 0.15 s of a core, since the kernel goes through all of its pages."""
 SCALING = {"max_ongoing_requests": PLACES, "max_queued_requests": QUEUE, "health_check_period_s": 2}
@@ -140,10 +139,10 @@ class Tally:
 
 
 def _requests(salt: int) -> Iterator[tuple[str, int]]:
-    """Prompts, no two alike, and how long their answers are."""
+    """Prompts, no two alike, and how long their answers are; without end."""
     chosen = np.random.default_rng(salt)
-    for prompt in load.prompts(Point(0, MOST), salt):
-        yield prompt, int(chosen.integers(TOKENS // 2, TOKENS * 3 // 2, endpoint=True))
+    for index in itertools.count():
+        yield load.prompt(salt, index), int(chosen.integers(TOKENS // 2, TOKENS * 3 // 2, endpoint=True))
 
 
 async def full(served: Served, seconds: float, salt: int) -> float:
