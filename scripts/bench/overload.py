@@ -104,12 +104,12 @@ class Tally:
     """Requests, and what became of them. Times in seconds."""
 
     def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.began = time.perf_counter()
         self.ends = self.began + seconds
         self.tokens = 0
         """That came before the end, of answers that came in full."""
         self.requests = 0
-        self.seconds = 0.0
         self.recovery = 0.0
         self.refused: list[float] = []
         self.health: list[float] = []
@@ -157,7 +157,7 @@ async def full(served: Served, seconds: float, salt: int) -> float:
         for _ in range(PLACES):
             group.create_task(ask_on(http))
     found.require_nothing_wrong()
-    return found.tokens / seconds
+    return found.tokens / found.seconds
 
 
 async def flood(served: Served, rate: float, seconds: float) -> Tally:
@@ -190,7 +190,7 @@ async def flood(served: Served, rate: float, seconds: float) -> Tally:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
             group.create_task(found.ask(http, prompt, tokens))
             found.requests += 1
-        found.seconds = (stopped := time.perf_counter()) - found.began
+        stopped = time.perf_counter()
         while not await found.ask(http, "and now?", TOKENS):
             await asyncio.sleep(1)
         found.recovery = time.perf_counter() - stopped

@@ -86,11 +86,6 @@ def _are_under_way(server: Running) -> bool:
     return metric is not None and sum(one.value for one in metric.samples) >= CLIENTS
 
 
-def _generated(server: Running) -> float:
-    """Tokens, by all engines of the model so far."""
-    return server.engine_count("ray_vllm_generation_tokens_total", "chat")
-
-
 def _has_all_places(guest: httpx.Client) -> bool:
     """Whether as many requests as the key may have at once are answered."""
 
@@ -106,11 +101,11 @@ def _has_all_places(guest: httpx.Client) -> bool:
 def test_clients_that_read_nothing(server: Running) -> None:
     """Their answers are made to their ends, which frees their places; the rest of them waits in the proxy."""
     with _nothing_is_left(server), a_key(server, concurrency=CLIENTS) as guest, _clients(server) as clients:
-        before = _generated(server)
+        before = server.engine_count("ray_vllm_generation_tokens_total", "chat")
         for client in clients:
             client.sendall(_request(_key(guest), json.dumps(STREAM).encode()))
-        eventually("their answers are made", lambda: _generated(server) >= before + CLIENTS * STREAM["max_tokens"])
         _require_answers(server)
+        server.tokens("chat", above=before + CLIENTS * STREAM["max_tokens"] - 1)  # their answers are made
         eventually("their places are free", lambda: _has_all_places(guest))
         _require_answers(server)
 
@@ -153,7 +148,7 @@ def test_clients_that_vanish(server: Running, leave: Callable[[socket.socket], N
         for client in clients:
             client.sendall(asked)
         eventually("they are under way", lambda: _are_under_way(server))
-        before = _generated(server)
+        before = server.engine_count("ray_vllm_generation_tokens_total", "chat")
         for client in clients:
             leave(client)
         eventually("their places are free", lambda: _has_all_places(guest))
