@@ -141,12 +141,21 @@ def _refusals(view: View, now: datetime) -> Iterator[Finding]:
             yield Finding(_name(service), f"{ready['reason']}: {_short(ready.get('message', ''))}", final=True)
     newest: dict[str, Finding] = {}
     for item in (*view.services, *view.clusters):
+        since = max(now - _RECENT, _ready_since(item))
         for event in _of(item, view.events):
             seen = datetime.fromisoformat(last_seen(event))
-            if event["reason"].startswith("FailedToCreate") and now - seen < _RECENT:
+            if event["reason"].startswith("FailedToCreate") and seen > since:
                 what = f"{event['reason']}: {_short(event['message'])}"
                 newest[f"{_name(item)} {event['reason']}"] = Finding(_name(item), what)
     yield from newest.values()
+
+
+def _ready_since(item: Object) -> datetime:
+    """What KubeRay had failed to make before is mended: it also asks for what it has made a moment ago."""
+    ready = conditions(item).get("Ready", {})
+    if ready.get("status") != "True":
+        return datetime.min.replace(tzinfo=UTC)
+    return datetime.fromisoformat(ready["lastTransitionTime"])
 
 
 def _of(item: Object, events: list[Object]) -> list[Object]:

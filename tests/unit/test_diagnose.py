@@ -143,6 +143,13 @@ def test_a_refusal_of_some_time_ago_is_over() -> None:
     assert told(view(clusters=[cluster], events=[past])) == []
 
 
+@pytest.mark.parametrize(("ready", "over"), [("2026-11-21T11:59:40Z", True), ("2026-11-21T11:59:20Z", False)])
+def test_a_refusal_is_over_once_the_service_has_become_ready(ready: str, over: bool) -> None:
+    one = service(conditions=[{**condition("Ready", "True", "NonZeroServeEndpoints"), "lastTransitionTime": ready}])
+    past = event(one, "FailedToCreateRayCluster", 'rayclusters.ray.io "llm-cvw85" already exists')
+    assert bool(told(view(services=[one], events=[past]))) is not over
+
+
 def test_a_specification_that_kuberay_refuses_until_it_takes_another() -> None:
     refused = service(
         observedGeneration=1, conditions=[condition("Ready", "False", "ValidationFailed", "spec.x is wrong")]
