@@ -860,7 +860,11 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Environment variables of every process of Ray: its proxies know of settings by nothing else."""
-    found = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares"}
+    found = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares",
+        # Ray's own is 15 for all workers, engines too; who is to come after them says so itself (app/cores.py).
+        "RAY_worker_niceness": "0",
+    }
     if settings.tracing:
         found |= {
             "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "app.tracing:exporter",

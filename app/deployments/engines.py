@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from app import builtin, tracing
+from app.deployments import router
 from app.options import Placement
 from app.settings import GENERATE, Generator, LanguageModel, Model, Variant
 
@@ -48,9 +49,8 @@ def generator(model: Generator) -> Application:
     actor: dict[str, Any] = {**place.options(), "runtime_env": {"env_vars": environment(model)}}
     if model.engine.workers > 1:
         actor["num_gpus"] = model.engine.workers  # vLLM starts a process for each in the replica's node
-    deployment = by_name(
-        "app.deployments.generate.Generate", name=GENERATE, ray_actor_options=actor, **scaling.options()
-    )
+    chosen = {"ray_actor_options": actor, **scaling.options(), **router.OPTIONS}
+    deployment = by_name("app.deployments.generate.Generate", name=GENERATE, **chosen)
     return deployment.bind(model, source(model))
 
 
@@ -69,6 +69,7 @@ def options(variant: Variant) -> dict[str, Any]:
         first["memory"] = actor["memory"]
     return {
         **variant.scaling.options(),
+        **router.OPTIONS,
         "ray_actor_options": {**actor, "runtime_env": {"env_vars": environment(variant)}},
         "placement_group_bundles": [first, *[worker] * (variant.engine.workers - 1)],
         "placement_group_strategy": place.strategy,

@@ -4,21 +4,28 @@ import os
 import subprocess
 import sys
 
+from app import cores
 from scripts.bench.servers import role
 from tests.app.conftest import Running, eventually
+
+OURS = os.getpriority(os.PRIO_PROCESS, 0)
+"""The niceness that all that is started here begins with."""
 
 THREADS = """
 import os, threading
 from app import cores
 
 over = threading.Event()
-def policies(): return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+def shares():
+    threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+    return {(os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)) for thread in threads}
 threading.Thread(target=over.wait).start()
-assert policies() == {os.SCHED_OTHER}
+(policy, niceness), = shares()
+assert policy == os.SCHED_OTHER
 cores.leave_to_engines()
 threading.Thread(target=over.wait).start()
 assert len(os.listdir("/proc/self/task")) == 3
-assert policies() == {os.SCHED_BATCH}
+assert shares() == {(os.SCHED_BATCH, max(niceness, cores.NICENESS))}
 over.set()
 """
 
@@ -27,18 +34,21 @@ def test_all_threads_leave_their_cores_to_engines_those_of_later_too() -> None:
     subprocess.run([sys.executable, "-c", THREADS], check=True, timeout=60)
 
 
-def test_what_passes_on_an_engines_tokens_does_not_interrupt_it(server: Running) -> None:
-    def interrupting() -> dict[str, set[bool]]:
-        found: dict[str, set[bool]] = {}
+def test_what_passes_on_an_engines_tokens_leaves_it_its_core(server: Running) -> None:
+    def shares() -> dict[str, set[tuple[int, int]]]:
+        found: dict[str, set[tuple[int, int]]] = {}
         for process in server.processes():
             title = " ".join(process.cmdline())
             kind = role(title)
             if kind == "replica":
                 kind = "language model" if "LLM:" in title or "Generate" in title else "another model"
-            found.setdefault(kind, set()).add(os.sched_getscheduler(process.pid) == os.SCHED_OTHER)
+            found.setdefault(kind, set()).add((os.sched_getscheduler(process.pid), process.nice()))
         return found
 
-    kinds = ("engine", "another model", "language model", "gateway", "proxy")
-    expected = [{True}, {True}, {False}, {False}, {False}]
+    working, passing = {(os.SCHED_OTHER, OURS)}, {(os.SCHED_BATCH, max(OURS, cores.NICENESS))}
+    expected = {
+        **{"engine": working, "another model": working},
+        **{"language model": passing, "gateway": passing, "proxy": passing},
+    }
     # A process that Ray keeps in reserve has no role yet.
-    eventually("cores are left to engines", lambda: [interrupting().get(kind) for kind in kinds] == expected)
+    eventually("cores are left to engines", lambda: expected.items() <= shares().items())

@@ -11,7 +11,7 @@ from ray.serve import Deployment
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from app.deployments import engines, llm
+from app.deployments import engines, llm, router
 from app.options import Placement
 from app.settings import Generator, Model, Settings, Variant, load, parse
 from infra.config import PROJECT
@@ -127,7 +127,7 @@ def test_a_deployment_is_the_one_that_ray_would_make(key: str, monkeypatch: pyte
     model, variant = VARIANTS[key]
     actor = Placement.options(variant.placement)
     its = config(model, variant)
-    its.deployment_config = {**variant.scaling.options(), "ray_actor_options": actor}
+    its.deployment_config = {**variant.scaling.options(), **router.OPTIONS, "ray_actor_options": actor}
     expected, found = (
         application._bound_deployment
         for application in (
