@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 # A request that asks a full replica again only when its wait is over would wait for an hour.
 CALLS = """
 import asyncio
+import sys
 import ray
 from ray import serve
 from app.deployments import router
@@ -26,7 +28,7 @@ class OneAtATime:
             raise ValueError(number)
         return number, self.under_way
 
-ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False, _temp_dir=sys.argv[1])
 serve.start(proxy_location="Disabled")
 handle = serve.run(OneAtATime.bind())
 answers = [handle.remote(number) for number in range(8)]
@@ -42,5 +44,8 @@ ray.shutdown()
 
 def test_who_waits_for_a_place_gets_that_of_a_request_that_has_ended_however() -> None:
     variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", CALLS], env=variables, capture_output=True, text=True, timeout=180)
+    # Short: Ray keeps sockets in it, whose paths may have 107 characters. And not /tmp/ray, where the tests' server is.
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
+        command = [sys.executable, "-c", CALLS, directory]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
