@@ -16,6 +16,7 @@ SEEDS = [
     b"\x01/ready/chat\nx-api-key: sk-the-key\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
     b"\x03/analyze\nx-request-disconnect-disabled: ?1\nserve_multiplexed_model_id: a\nx-session-id: \xff",
     b"\x02/ready\nauthorization: bearer  sk-the-key \nx-api-key: other\nAuthorization: Basic c2st",
+    b"\x00/l\nauthorization: Bearer sk-the-key\r\nx-request-id: b",
 ]
 FILE = Path("keys.yaml")
 LOOP = asyncio.new_event_loop()
@@ -71,7 +72,8 @@ def run(data: bytes) -> None:
         assert start["status"] == 401
         assert (b"www-authenticate", b"Bearer") in start["headers"]
         return
-    known = any(value.endswith(KEY.encode()) for value in values)
+    # Of a line that a parser takes for one, all that is blank around a key goes.
+    known = any(value.decode("latin-1").strip().endswith(KEY) for value in values)
     assert known or path in auth.OPEN or path.startswith("/ready/")
     assert server.tenant in ("tests", "")
     assert auth.current() is auth.ANONYMOUS
