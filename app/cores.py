@@ -25,4 +25,5 @@ def leave_to_engines() -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             number = int(thread.name)
             os.sched_setscheduler(number, os.SCHED_BATCH, os.sched_param(0))
+            # Where Ray has given it more, it may not have less.
             os.setpriority(os.PRIO_PROCESS, number, max(os.getpriority(os.PRIO_PROCESS, number), NICENESS))

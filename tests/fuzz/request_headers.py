@@ -72,7 +72,7 @@ def run(data: bytes) -> None:
         assert start["status"] == 401
         assert (b"www-authenticate", b"Bearer") in start["headers"]
         return
-    # Of a line that a parser takes for one, all that is blank around a key goes.
+    # The server takes off what is blank around a key, and more is to Python than to HTTP.
     known = any(value.decode("latin-1").strip().endswith(KEY) for value in values)
     assert known or path in auth.OPEN or path.startswith("/ready/")
     assert server.tenant in ("tests", "")
