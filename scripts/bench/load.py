@@ -107,14 +107,16 @@ def by_vllm(served: Served, point: Point, salt: int) -> Measured:
     said = cache_dir() / "bench-vllm-client.log"
     os.environ["OPENAI_API_KEY"] = served.key
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        data = Path(directory) / "prompts.jsonl"
-        data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(point, salt)))
+        # As ShareGPT's, of which it asks the first turns; for a file of prompts alone it wants pandas.
+        data = Path(directory) / "prompts.json"
+        turns = [[{"value": prompt}, {"value": ""}] for prompt in prompts(point, salt)]
+        data.write_text(json.dumps([{"conversations": both} for both in turns]))
         arguments = parser.parse_args(
             [
                 *("--backend", "openai-chat", "--base-url", served.url, "--endpoint", CHAT.path),
                 *("--model", str(ensure(MODEL)), "--served-model-name", NAME, "--temperature", "0", "--ignore-eos"),
-                *("--dataset-name", "custom", "--dataset-path", str(data), "--skip-chat-template"),
-                *("--disable-shuffle", "--custom-output-len", str(point.tokens), "--num-prompts", str(point.requests)),
+                *("--dataset-name", "sharegpt", "--dataset-path", str(data), "--num-prompts", str(point.requests)),
+                *("--disable-shuffle", "--sharegpt-output-len", str(point.tokens)),
                 *("--max-concurrency", str(point.concurrency), "--metric-percentiles", "50,95", "--disable-tqdm"),
             ]
         )

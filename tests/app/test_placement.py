@@ -168,6 +168,13 @@ def test_generate_reserves_the_gpus_of_all_its_workers_for_the_replica() -> None
     assert placed == {"num_cpus": 3, "num_gpus": 4, "accelerator_type": "H100"}
 
 
+def test_generate_has_our_router_too() -> None:
+    model = parse({"generate": {"source": "/models/small"}}).generate
+    assert isinstance(model, Generator)
+    routing = engines.generator(model)._bound_deployment._deployment_config.request_router_config
+    assert routing.get_request_router_class() is router.PromptRouter
+
+
 def test_generate_takes_a_share_of_a_gpu_or_none() -> None:
     assert generator(placement={"num_gpus": 0.5}) == {"num_cpus": 1, "num_gpus": 0.5}
     assert generator() == {"num_cpus": 0.25, "num_gpus": 0}
