@@ -153,11 +153,11 @@ def reserved(deployment: Deployment) -> dict[str, Any]:
     return {name: value for name, value in (deployment.ray_actor_options or {}).items() if name != "runtime_env"}
 
 
-def generator(**values: Any) -> dict[str, Any]:
-    """What Ray reserves for a replica of /generate."""
+def generator(**values: Any) -> Deployment:
+    """That of /generate."""
     model = parse({"generate": {"source": "/models/small", **values}}).generate
     assert isinstance(model, Generator)
-    return reserved(engines.generator(model)._bound_deployment)
+    return engines.generator(model)._bound_deployment
 
 
 def test_generate_reserves_the_gpus_of_all_its_workers_for_the_replica() -> None:
@@ -165,16 +165,14 @@ def test_generate_reserves_the_gpus_of_all_its_workers_for_the_replica() -> None
         engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
         placement={"num_cpus": 3, "num_gpus": 1, "accelerator_type": "H100"},
     )
-    assert placed == {"num_cpus": 3, "num_gpus": 4, "accelerator_type": "H100"}
+    assert reserved(placed) == {"num_cpus": 3, "num_gpus": 4, "accelerator_type": "H100"}
 
 
 def test_generate_has_our_router_too() -> None:
-    model = parse({"generate": {"source": "/models/small"}}).generate
-    assert isinstance(model, Generator)
-    routing = engines.generator(model)._bound_deployment._deployment_config.request_router_config
+    routing = generator()._deployment_config.request_router_config
     assert routing.get_request_router_class() is router.PromptRouter
 
 
 def test_generate_takes_a_share_of_a_gpu_or_none() -> None:
-    assert generator(placement={"num_gpus": 0.5}) == {"num_cpus": 1, "num_gpus": 0.5}
-    assert generator() == {"num_cpus": 0.25, "num_gpus": 0}
+    assert reserved(generator(placement={"num_gpus": 0.5})) == {"num_cpus": 1, "num_gpus": 0.5}
+    assert reserved(generator()) == {"num_cpus": 0.25, "num_gpus": 0}
