@@ -1,11 +1,9 @@
 """Text classification: texts of many requests, gathered into one batch, go through a classifier at once."""
 
-import asyncio
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray import serve
 from ray.serve import Application
 
 from app import builtin
@@ -17,8 +15,8 @@ from app.validation import nearest
 
 Scores = dict[str, float]
 """Label → score in 0 … 1 of one text; they add up to 1, unless several labels may hold at once."""
-Classify = Callable[[list[str]], list[Scores]]
-"""The scores of each text of a batch."""
+Classify = Callable[[list[str], int], list[Scores]]
+"""The scores of each text of a batch, on so many threads."""
 
 SHARPNESS = 10.0
 """How quickly VADER's compound score, from -1 to 1, makes a sentiment likely: 0.2 means 81 %, 0.5 means 99 %."""
@@ -38,32 +36,21 @@ class Classification:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self._turns = batching.Turns()
-        self._scores = _back_end(classifier)
-        (known,) = self._scores(["Hello"])
+        scores = _back_end(classifier)
+        (known,) = scores(["Hello"], 1)
         for label in classifier.unsafe:
             if label not in known:
                 reason = f"the classifier {classifier.name} has no such label"
                 raise SettingsError(f"unsafe = {label!r}: {reason}; fix: use {nearest(label, list(known))}")
+        self._batches = batching.Batches(scores, classifier.placement)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""
-        batching.reconfigure(self._classify, user_config)
+        self._batches.reconfigure(user_config)
 
     async def classify(self, texts: Sequence[str]) -> list[Scores]:
         """The scores of each text, in their order; a text of more tokens than `max_tokens` is cut off."""
-        order = batching.by_length(texts)
-        await self._turns.wait()
-        found = await asyncio.gather(*(self._classify(texts[index]) for index in order))
-        scores = dict(zip(order, found, strict=True))
-        return [scores[index] for index in range(len(texts))]
-
-    @serve.batch
-    async def _classify(self, batch: list[str]) -> list[Scores]:
-        """The scores of a batch of texts, in one pass of the classifier."""
-        with self._turns.taken():
-            # In a thread, or nobody else is answered meanwhile.
-            return await asyncio.to_thread(self._scores, batch)
+        return await self._batches.results(texts)
 
 
 def best(scores: Scores) -> str:
@@ -83,8 +70,8 @@ def _transformer(classifier: Classifier) -> Classify:
 
     model = Sequences(classifier)
 
-    def classify(texts: list[str]) -> list[Scores]:
-        return [dict(zip(model.labels, scores, strict=True)) for scores in model(texts).scores.tolist()]
+    def classify(texts: list[str], threads: int) -> list[Scores]:
+        return [dict(zip(model.labels, scores, strict=True)) for scores in model(texts, threads).scores.tolist()]
 
     return classify
 
@@ -106,11 +93,11 @@ def _vader(classifier: Classifier) -> Classify:
         weights = {label: math.exp(SHARPNESS * distance) for label, distance in beyond.items()}
         return {label: weight / sum(weights.values()) for label, weight in weights.items()}
 
-    return lambda texts: list(map(scores, texts))
+    return lambda texts, _: list(map(scores, texts))
 
 
 def _profanity(_: Classifier) -> Classify:
     """A linear model of the words: offensive, clean. English only; it reads all of a text, however long."""
     from profanity_check import predict_prob
 
-    return lambda texts: [{"offensive": score, "clean": 1 - score} for score in predict_prob(texts).tolist()]
+    return lambda texts, _: [{"offensive": score, "clean": 1 - score} for score in predict_prob(texts).tolist()]

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ray import serve
 from ray.serve import Application
 
 from app.answers import Embedded
 from app.deployments import batching
 from app.errors import ApiError
 from app.settings import EmbeddingModel
-
-PASS = 8
-"""Texts in one pass of the model on a CPU: each pays for the longest one beside it (docs/performance.md)."""
 
 
 def build(model: EmbeddingModel) -> Application:
@@ -30,12 +26,12 @@ class Embeddings:
 
         self._settings = model
         self._tokenizing = asyncio.Lock()
-        self._turns = batching.Turns()
         self._encoder = Encoder(model)
+        self._batches = batching.Batches(self._encoder, model.placement)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""
-        batching.reconfigure(self._encode, user_config)
+        self._batches.reconfigure(user_config)
 
     async def embed(self, texts: Sequence[str], truncate: int | None = None) -> Embedded:
         """Vectors of `texts`, in their order.
@@ -60,25 +56,5 @@ class Embeddings:
                     param="input",
                     code="context_length_exceeded",
                 )
-        order = batching.by_length(ids)
-        await self._turns.wait()
-        vectors = await asyncio.gather(*(self._encode(ids[index]) for index in order))
-        result = np.empty((len(ids), vectors[0].shape[0]), dtype=np.float32)
-        result[order] = vectors
-        return Embedded(result, sum(map(len, ids)))
-
-    @serve.batch
-    async def _encode(self, batch: list[list[int]]) -> list[np.ndarray]:
-        """The vectors of a batch of tokenised texts."""
-        with self._turns.taken():
-            # In a thread, or nobody else is answered meanwhile.
-            return await asyncio.to_thread(self._vectors, batch)
-
-    def _vectors(self, batch: list[list[int]]) -> list[np.ndarray]:
-        most = PASS if self._encoder.device.type == "cpu" else len(batch)
-        order = batching.by_length(batch)
-        found: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), most):
-            part = order[start : start + most]
-            found |= zip(part, self._encoder([batch[index] for index in part]), strict=True)
-        return [found[index] for index in range(len(batch))]
+        vectors = await self._batches.results(ids)
+        return Embedded(np.stack(vectors), sum(map(len, ids)))

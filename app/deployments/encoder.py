@@ -14,19 +14,19 @@ class Encoder:
 
     def __init__(self, settings: EmbeddingModel) -> None:
         self._settings = settings
-        torch.set_num_threads(max(1, round(settings.placement.num_cpus)))
         source = str(builtin.ensure(settings.builtin)) if settings.builtin else settings.source
-        self.device = torch.device("cuda" if settings.placement.num_gpus else "cpu")
+        self._device = torch.device("cuda" if settings.placement.num_gpus else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision, padding_side="right")
         model = AutoModel.from_pretrained(
             source, revision=settings.revision, dtype=getattr(torch, settings.dtype), use_safetensors=True
         )
-        self._model = model.to(self.device).eval()
+        self._model = model.to(self._device).eval()
 
     @torch.inference_mode()
-    def __call__(self, batch: list[list[int]]) -> np.ndarray:
-        """Normalised vectors [texts, dimensions] of tokenised texts, in one pass of the model."""
-        inputs: BatchEncoding = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.device)
+    def __call__(self, batch: list[list[int]], threads: int) -> np.ndarray:
+        """Normalised vectors [texts, dimensions] of tokenised texts, in one pass of the model on so many threads."""
+        torch.set_num_threads(threads)  # of operations that this thread calls
+        inputs: BatchEncoding = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self._device)
         states = self._model(**inputs).last_hidden_state  # [texts, tokens, dimensions]
         mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
         match self._settings.pooling:

@@ -1,11 +1,9 @@
 """Re-ranking: how well documents fit a query, by a cross-encoder or by an embedding model's vectors."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
@@ -42,35 +40,28 @@ class CrossEncoder:
     def __init__(self, reranker: Reranker) -> None:
         from app.deployments.sequences import Sequences  # imports torch, which Cosines can do without
 
-        self._turns = batching.Turns()
         self._model = Sequences(reranker)
         if len(self._model.labels) != 1:
             raise SettingsError(
                 f"source = {reranker.source!r}: is no cross-encoder, it has {len(self._model.labels)} labels and not "
                 "one; fix: use a model that was trained to re-rank"
             )
+        self._batches = batching.Batches(
+            self._score, reranker.placement, length=lambda pair: len(pair[0]) + len(pair[1])
+        )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""
-        batching.reconfigure(self._score, user_config)
+        self._batches.reconfigure(user_config)
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Relevance:
         """The sigmoid of the model's logit for each document; a pair of more than `max_tokens` is cut off."""
-        order = batching.by_length(documents)
-        await self._turns.wait()
-        found = await asyncio.gather(*(self._score((query, documents[index])) for index in order))
-        scores = [0.0] * len(documents)
-        for index, (score, _) in zip(order, found, strict=True):
-            scores[index] = score
-        return Relevance(scores, sum(tokens for _, tokens in found))
+        found = await self._batches.results([(query, document) for document in documents])
+        return Relevance([score for score, _ in found], sum(tokens for _, tokens in found))
 
-    @serve.batch
-    async def _score(self, batch: list[tuple[str, str]]) -> list[tuple[float, int]]:
-        """Score and number of tokens of each pair of a batch, in one pass of the model."""
-        queries, documents = map(list, zip(*batch, strict=True))
-        with self._turns.taken():
-            # In a thread, or nobody else is answered meanwhile.
-            scored = await asyncio.to_thread(self._model, queries, documents)
+    def _score(self, batch: list[tuple[str, str]], threads: int) -> list[tuple[float, int]]:
+        """Score and number of tokens of each pair of a batch."""
+        scored = self._model(batch, threads)
         return list(zip(scored.scores[:, 0].tolist(), scored.tokens, strict=True))
 
 

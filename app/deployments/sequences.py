@@ -1,5 +1,6 @@
 """Sequence classification by transformers: the model behind classifiers and cross-encoders. Imports torch."""
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +26,9 @@ class Sequences:
     """
 
     def __init__(self, settings: Classifier | Reranker) -> None:
-        torch.set_num_threads(max(1, round(settings.placement.num_cpus)))
         where = {"pretrained_model_name_or_path": settings.source, "revision": settings.revision}
         self._device = torch.device("cuda" if settings.placement.num_gpus else "cpu")
+        self._tokenizing = threading.Lock()
         self._tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="right")
         self._max_tokens = min(settings.max_tokens, self._tokenizer.model_max_length)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -49,14 +50,18 @@ class Sequences:
         self._independent = model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
 
     @torch.inference_mode()
-    def __call__(self, texts: list[str], seconds: list[str] | None = None) -> Scored:
-        """The scores of texts, or of pairs of them, in one pass of the model; what is too long is cut off.
+    def __call__(self, texts: list[str] | list[tuple[str, str]], threads: int) -> Scored:
+        """The scores of texts, or of pairs of them, in one pass of the model on so many threads.
 
-        A softmax over the labels; a sigmoid of each where several may hold at once, or there is only one.
+        What is too long is cut off. A softmax over the labels; a sigmoid of each where several may hold at once, or
+        there is only one.
         """
-        inputs = self._tokenizer(
-            texts, seconds, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(self._device)
+        torch.set_num_threads(threads)  # of operations that this thread calls
+        # Fast tokenizers keep where to cut as their own state, for all threads.
+        with self._tokenizing:
+            inputs = self._tokenizer(
+                texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            ).to(self._device)
         logits = self._model(**inputs).logits.float()
         scores = logits.sigmoid() if self._independent else logits.softmax(dim=1)
         return Scored(scores.cpu().numpy(), inputs["attention_mask"].sum(1).tolist())

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,18 @@ from scripts.console import Problem, say
 
 PLACEMENT = {"num_cpus": 1.5}
 """What the deployment sets aside: two threads."""
+THREADS = 2
+"""Those of the loop."""
 ENCODER = EmbeddingModel.model_validate({"placement": PLACEMENT})
 PASSES = (8, 32, 64)
 """Texts in one pass of the loop, of which the fastest counts."""
-BATCHED, UNBATCHED, LOOP = "batched", "unbatched", "loop"
+BATCHED, UNBATCHED, LOOP, BY_CORE = "batched", "unbatched", "loop", "loop-by-core"
 CLOSE = 1e-4
 """How far two computations of one vector may be apart."""
+
+
+Loop = Callable[[list[str], int], np.ndarray]
+"""[texts, …] of all texts, sorted, so many in one pass."""
 
 
 class Reader(NamedTuple):
@@ -47,8 +54,8 @@ class Reader(NamedTuple):
     """What requests say beside their texts."""
     read: Callable[[Any], np.ndarray]
     """[texts, …] of an answer."""
-    loop: Callable[[], Callable[[list[str], int], np.ndarray]]
-    """Loads the model. Then [texts, …] of all texts, sorted, so many in one pass."""
+    loop: Callable[[int], Loop]
+    """Loads the model. So many passes at once share its threads."""
 
 
 def texts(point: Point) -> list[list[str]]:
@@ -61,19 +68,23 @@ def texts(point: Point) -> list[list[str]]:
     ]
 
 
-def in_passes(given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], size: int) -> np.ndarray:
+def in_passes(
+    given: Sequence[Any], forward: Callable[[list[Any]], np.ndarray], size: int, at_once: int = 1
+) -> np.ndarray:
     """What `forward` makes of texts, or of their tokens, when those of like length share a pass; in their order."""
     order = batching.by_length(given)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
-    done = np.concatenate([forward([given[index] for index in part]) for part in parts])
+    with ThreadPoolExecutor(at_once) as threads:
+        done = np.concatenate(list(threads.map(lambda part: forward([given[index] for index in part]), parts)))
     found = np.empty_like(done)
     found[order] = done
     return found
 
 
-def _embed() -> Callable[[list[str], int], np.ndarray]:
+def _embed(at_once: int) -> Loop:
     encoder = Encoder(ENCODER)
-    return lambda given, size: in_passes(encoder.tokenizer(given)["input_ids"], encoder, size)
+    forward = partial(encoder, threads=THREADS // at_once)
+    return lambda given, size: in_passes(encoder.tokenizer(given)["input_ids"], forward, size, at_once)
 
 
 def _vectors(said: Any) -> np.ndarray:
@@ -97,9 +108,9 @@ def _classifier() -> Classifier:
     return Classifier.model_validate({"name": "random", "source": str(made), "placement": PLACEMENT})
 
 
-def _classify() -> Callable[[list[str], int], np.ndarray]:
+def _classify(at_once: int) -> Loop:
     model = Sequences(_classifier())
-    return lambda given, size: in_passes(given, lambda part: model(part).scores, size)
+    return lambda given, size: in_passes(given, lambda part: model(part, THREADS // at_once).scores, size, at_once)
 
 
 def _scores(said: Any) -> np.ndarray:
@@ -123,9 +134,9 @@ def _kind(reader: Reader) -> Kind:
         _agree(agreed, point, np.concatenate([reader.read(answer) for answer in answers]))
         return measured
 
-    def in_loop(served: Served, point: Point, salt: int) -> Measured:
+    def in_loop(served: Served, point: Point, salt: int, at_once: int) -> Measured:
         given = [text for request in texts(point) for text in request]
-        run, rates = load(), dict[int, float]()
+        run, rates = load(at_once), dict[int, float]()
         for size in PASSES:
             began = time.perf_counter()
             vectors = run(given, size)
@@ -139,9 +150,16 @@ def _kind(reader: Reader) -> Kind:
         {
             BATCHED: Contender("what comes during a batch is the next one", start, {"aiohttp": over_http}),
             UNBATCHED: Contender("one text at a time", partial(start, max_batch_size=1), {"aiohttp": over_http}),
-            LOOP: Contender("sorted texts in passes of the best size, without a server", _nobody, {"aiohttp": in_loop}),
+            LOOP: Contender(
+                "sorted texts in passes of the best size, without a server",
+                _nobody,
+                {"aiohttp": partial(in_loop, at_once=1)},
+            ),
+            BY_CORE: Contender(
+                "the same, each core on a pass of its own", _nobody, {"aiohttp": partial(in_loop, at_once=THREADS)}
+            ),
         },
-        peers=(UNBATCHED, LOOP),
+        peers=(UNBATCHED, LOOP, BY_CORE),
         points=(Point(1, 200, texts=1), Point(64, 960, texts=1), Point(8, 32, texts=64)),
         warm=Point(8, 40, texts=8),
     )

@@ -150,7 +150,7 @@ def test_a_prompt_is_continued_in_a_stream_and_whole(paced: Served, contender: s
 
 def _measured_texts(served: Served, point: Point, loop: Any) -> dict[str, Measured]:
     """By a kind whose model says how long a text is, once over HTTP and once in a loop."""
-    kind = texts._kind(Reader(lambda: {}, "/lengths", {}, np.array, lambda: loop))
+    kind = texts._kind(Reader(lambda: {}, "/lengths", {}, np.array, lambda _: loop))
     return {name: kind.contenders[name].clients["aiohttp"](served, point, 0) for name in (texts.BATCHED, texts.LOOP)}
 
 
@@ -175,9 +175,10 @@ def test_whoever_makes_another_vector_ends_the_run(paced: Served) -> None:
         _measured_texts(paced, Point(4, 8, texts=10), lambda given, size: np.array([[len(one), 2] for one in given]))
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("load", [texts._embed, texts._classify])
-def test_the_loop_says_the_same_in_passes_of_any_size(load: Any) -> None:
-    run = load()
+def test_the_loop_says_the_same_in_passes_of_any_size(load: Any, at_once: int) -> None:
+    run = load(at_once)
     given = [text for request in texts.texts(Point(1, 2, texts=10)) for text in request]
     alone, together = run(given, 1), run(given, 64)
     assert alone.shape[0] == len(given)

@@ -1,0 +1,136 @@
+"""How what many requests ask becomes batches and passes: a deployment on a Ray of its own, whose model can be held."""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from app.deployments.batching import AT_ONCE, CPU_PASS, GPU_PASS, Batches
+from app.options import GpuPlacement
+
+Pass = tuple[list[int], int]
+"""The lengths of the texts in a pass, and its threads."""
+PATIENCE_SECONDS = 30
+
+
+class Model:
+    """Gives the lengths of texts. A text of dots waits for `go`, one with a ! fails."""
+
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, texts: list[str], threads: int) -> Iterator[int]:
+        self.passes.append((list(map(len, texts)), threads))
+        if "." in texts[0]:
+            self.begun.release()
+            assert self.go.acquire(timeout=PATIENCE_SECONDS)
+        if any("!" in text for text in texts):
+            raise ValueError("!")
+        return map(len, texts)
+
+
+class Gathering:
+    """A deployment that answers by the model."""
+
+    async def on(self, **placement: float) -> None:
+        """Begin anew, on other cores."""
+        self.model = Model()
+        self.batches = Batches(self.model, GpuPlacement.model_validate(placement))
+        self.batches.reconfigure({"max_batch_size": 32})
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.batches.reconfigure(user_config)
+
+    async def passes(self) -> list[Pass]:
+        return self.model.passes
+
+    async def lengths(self, texts: list[str]) -> list[int]:
+        return await self.batches.results(texts)
+
+    async def while_it_works(self, holding: list[list[str]], then: list[list[str]]) -> list[list[int]]:
+        """Answers to `holding`, each in a pass of its own, and to `then`, which come before one of those goes on."""
+        first = []
+        for texts in holding:
+            first.append(asyncio.create_task(self.lengths(texts)))
+            assert await asyncio.to_thread(self.model.begun.acquire, timeout=PATIENCE_SECONDS)
+        second = [asyncio.create_task(self.lengths(texts)) for texts in then]
+        await asyncio.sleep(0)
+        self.model.go.release()
+        done = await asyncio.gather(*second)
+        for _ in holding[1:]:
+            self.model.go.release()
+        return [*await asyncio.gather(*first), *done]
+
+
+@pytest.fixture(scope="module")
+def handle() -> Iterator[DeploymentHandle]:
+    # Short: Ray keeps sockets in it, whose paths may have 107 characters. And not /tmp/ray, where the tests' server is.
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
+        ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False, _temp_dir=directory)
+        try:
+            serve.start(proxy_location="Disabled")
+            yield serve.run(serve.deployment(ray_actor_options={"num_cpus": 0})(Gathering).bind())
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def test_a_lone_text_has_all_cores(handle: DeploymentHandle) -> None:
+    handle.on.remote(num_cpus=3).result()
+    assert handle.lengths.remote(["sea"]).result() == [3]
+    assert handle.passes.remote().result() == [([3], 3)]
+
+
+def test_what_comes_meanwhile_is_a_batch_in_passes_of_like_length(handle: DeploymentHandle) -> None:
+    handle.on.remote(num_cpus=2).result()
+    then = [["x" * (20 - number)] for number in range(20)]
+    answers = handle.while_it_works.remote([["."], ["."]], then).result()
+    assert answers == [[1], [1], *([20 - number] for number in range(20))]
+    passes = handle.passes.remote().result()
+    assert passes[:2] == [([1], 2), ([1], 1)]
+    # The first two still hold a core each while the rest gathers; then one goes on.
+    assert sorted(passes[2:]) == [
+        (list(range(1, 1 + CPU_PASS)), 1),
+        (list(range(1 + CPU_PASS, 1 + 2 * CPU_PASS)), 1),
+        (list(range(1 + 2 * CPU_PASS, 21)), 1),
+    ]
+
+
+def test_a_request_of_many_texts_uses_all_cores(handle: DeploymentHandle) -> None:
+    texts = ["x" * number for number in (3, 1, 4, 2)]
+    handle.on.remote(num_cpus=2).result()
+    assert handle.lengths.remote(texts).result() == [3, 1, 4, 2]
+    assert sorted(handle.passes.remote().result()) == [([1, 2], 1), ([3, 4], 1)]
+
+
+def test_many_cores_share_a_few_passes(handle: DeploymentHandle) -> None:
+    texts = ["x"] * 32
+    handle.on.remote(num_cpus=4 * AT_ONCE).result()
+    assert handle.lengths.remote(texts).result() == [1] * 32
+    assert handle.passes.remote().result() == [([1] * CPU_PASS, 4)] * (32 // CPU_PASS)
+
+
+def test_a_gpu_takes_one_pass_at_a_time_of_many_texts(handle: DeploymentHandle) -> None:
+    handle.on.remote(num_cpus=2, num_gpus=1).result()
+    handle.reconfigure.remote({"max_batch_size": GPU_PASS + 8}).result()
+    most = GPU_PASS + 16
+    texts = ["x" * number for number in range(most, 0, -1)]
+    assert handle.lengths.remote(texts).result() == list(range(most, 0, -1))
+    expected = [range(1, GPU_PASS + 1), range(GPU_PASS + 1, GPU_PASS + 9), range(GPU_PASS + 9, most + 1)]
+    assert handle.passes.remote().result() == [(list(lengths), 2) for lengths in expected]
+
+
+def test_a_failure_is_its_batch_s_alone(handle: DeploymentHandle) -> None:
+    handle.on.remote(num_cpus=2).result()
+    with pytest.raises(ValueError, match="!"):
+        handle.lengths.remote(["sea", "!"]).result()
+    assert handle.lengths.remote(["sea"]).result() == [3]
+    assert handle.passes.remote().result()[-1] == ([3], 2)
