@@ -342,7 +342,9 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         auth.require(Auth(keys_file=str(tmp_path / "none.yaml")))
 
 
-@pytest.mark.parametrize("where", ["sha256: {}", f"sha256: {HASH}, key: {{}}", "sha256: {}]", "sha256: [[{}]]"])
+@pytest.mark.parametrize(
+    "where", ["sha256: {}", "sha256: 2{}", f"sha256: {HASH}, key: {{}}", "sha256: {}]", "sha256: [[{}]]"]
+)
 def test_a_key_in_its_hash_s_place_is_not_told(tmp_path: Path, where: str) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text(f"keys: [{{name: a, {where.format(KEY)}}}]")

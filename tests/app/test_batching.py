@@ -3,13 +3,15 @@
 import asyncio
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import ray
 from ray import serve
-from ray.serve.handle import DeploymentHandle
+from ray.exceptions import RayTaskError
 
 from app.deployments.batching import AT_ONCE, CPU_PASS, GPU_PASS, Batches
 from app.options import GpuPlacement
@@ -70,31 +72,50 @@ class Gathering:
         return [*await asyncio.gather(*first), *done]
 
 
+def _start(directory: str) -> None:
+    ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False, _temp_dir=directory)
+    serve.start(proxy_location="Disabled")
+    serve.run(serve.deployment(ray_actor_options={"num_cpus": 0})(Gathering).bind())
+
+
+def _stop() -> None:
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _ask(method: str, *given: Any, **named: Any) -> Any:
+    try:
+        return getattr(serve.get_app_handle("default"), method).remote(*given, **named).result()
+    except RayTaskError as error:
+        raise error.cause from None
+
+
 @pytest.fixture(scope="module")
-def handle() -> Iterator[DeploymentHandle]:
+def ask() -> Iterator[Callable[..., Any]]:
+    """Calls a method of the deployment, from a process of its own: after Ray's threads, one cannot fork (test_fuzz)."""
     # Short: Ray keeps sockets in it, whose paths may have 107 characters. And not /tmp/ray, where the tests' server is.
-    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
-        ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False, _temp_dir=directory)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as directory,
+        ProcessPoolExecutor(1, get_context("spawn"), _start, (directory,)) as process,
+    ):
         try:
-            serve.start(proxy_location="Disabled")
-            yield serve.run(serve.deployment(ray_actor_options={"num_cpus": 0})(Gathering).bind())
+            yield lambda *given, **named: process.submit(_ask, *given, **named).result(PATIENCE_SECONDS * 4)
         finally:
-            serve.shutdown()
-            ray.shutdown()
+            process.submit(_stop).result()
 
 
-def test_a_lone_text_has_all_cores(handle: DeploymentHandle) -> None:
-    handle.on.remote(num_cpus=3).result()
-    assert handle.lengths.remote(["sea"]).result() == [3]
-    assert handle.passes.remote().result() == [([3], 3)]
+def test_a_lone_text_has_all_cores(ask: Callable[..., Any]) -> None:
+    ask("on", num_cpus=3)
+    assert ask("lengths", ["sea"]) == [3]
+    assert ask("passes") == [([3], 3)]
 
 
-def test_what_comes_meanwhile_is_a_batch_in_passes_of_like_length(handle: DeploymentHandle) -> None:
-    handle.on.remote(num_cpus=2).result()
+def test_what_comes_meanwhile_is_a_batch_in_passes_of_like_length(ask: Callable[..., Any]) -> None:
+    ask("on", num_cpus=2)
     then = [["x" * (20 - number)] for number in range(20)]
-    answers = handle.while_it_works.remote([["."], ["."]], then).result()
+    answers = ask("while_it_works", [["."], ["."]], then)
     assert answers == [[1], [1], *([20 - number] for number in range(20))]
-    passes = handle.passes.remote().result()
+    passes = ask("passes")
     assert passes[:2] == [([1], 2), ([1], 1)]
     # The first two still hold a core each while the rest gathers; then one goes on.
     assert sorted(passes[2:]) == [
@@ -104,33 +125,33 @@ def test_what_comes_meanwhile_is_a_batch_in_passes_of_like_length(handle: Deploy
     ]
 
 
-def test_a_request_of_many_texts_uses_all_cores(handle: DeploymentHandle) -> None:
+def test_a_request_of_many_texts_uses_all_cores(ask: Callable[..., Any]) -> None:
     texts = ["x" * number for number in (3, 1, 4, 2)]
-    handle.on.remote(num_cpus=2).result()
-    assert handle.lengths.remote(texts).result() == [3, 1, 4, 2]
-    assert sorted(handle.passes.remote().result()) == [([1, 2], 1), ([3, 4], 1)]
+    ask("on", num_cpus=2)
+    assert ask("lengths", texts) == [3, 1, 4, 2]
+    assert sorted(ask("passes")) == [([1, 2], 1), ([3, 4], 1)]
 
 
-def test_many_cores_share_a_few_passes(handle: DeploymentHandle) -> None:
+def test_many_cores_share_a_few_passes(ask: Callable[..., Any]) -> None:
     texts = ["x"] * 32
-    handle.on.remote(num_cpus=4 * AT_ONCE).result()
-    assert handle.lengths.remote(texts).result() == [1] * 32
-    assert handle.passes.remote().result() == [([1] * CPU_PASS, 4)] * (32 // CPU_PASS)
+    ask("on", num_cpus=4 * AT_ONCE)
+    assert ask("lengths", texts) == [1] * 32
+    assert ask("passes") == [([1] * CPU_PASS, 4)] * (32 // CPU_PASS)
 
 
-def test_a_gpu_takes_one_pass_at_a_time_of_many_texts(handle: DeploymentHandle) -> None:
-    handle.on.remote(num_cpus=2, num_gpus=1).result()
-    handle.reconfigure.remote({"max_batch_size": GPU_PASS + 8}).result()
+def test_a_gpu_takes_one_pass_at_a_time_of_many_texts(ask: Callable[..., Any]) -> None:
+    ask("on", num_cpus=2, num_gpus=1)
+    ask("reconfigure", {"max_batch_size": GPU_PASS + 8})
     most = GPU_PASS + 16
     texts = ["x" * number for number in range(most, 0, -1)]
-    assert handle.lengths.remote(texts).result() == list(range(most, 0, -1))
+    assert ask("lengths", texts) == list(range(most, 0, -1))
     expected = [range(1, GPU_PASS + 1), range(GPU_PASS + 1, GPU_PASS + 9), range(GPU_PASS + 9, most + 1)]
-    assert handle.passes.remote().result() == [(list(lengths), 2) for lengths in expected]
+    assert ask("passes") == [(list(lengths), 2) for lengths in expected]
 
 
-def test_a_failure_is_its_batch_s_alone(handle: DeploymentHandle) -> None:
-    handle.on.remote(num_cpus=2).result()
+def test_a_failure_is_its_batch_s_alone(ask: Callable[..., Any]) -> None:
+    ask("on", num_cpus=2)
     with pytest.raises(ValueError, match="!"):
-        handle.lengths.remote(["sea", "!"]).result()
-    assert handle.lengths.remote(["sea"]).result() == [3]
-    assert handle.passes.remote().result()[-1] == ([3], 2)
+        ask("lengths", ["sea", "!"])
+    assert ask("lengths", ["sea"]) == [3]
+    assert ask("passes")[-1] == ([3], 2)
