@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -60,12 +61,18 @@ class Batches(Generic[Item, Result]):
         model: Callable[[list[Item], int], Iterable[Result]],
         placement: GpuPlacement,
         length: Callable[[Any], int] = len,
+        pads: bool = True,
     ) -> None:
-        """`model` gives the results of one pass, on so many threads; `length` is what an item costs it."""
+        """`model` gives the results of one pass, on so many threads; `length` is what an item costs it.
+
+        One that `pads` no item to the longest of its pass takes a whole batch in one.
+        """
         self._model = model
         self._length = length
         self._cores = max(1, round(placement.num_cpus))
         self._at_once, self._largest = (1, GPU_PASS) if placement.num_gpus else (min(self._cores, AT_ONCE), CPU_PASS)
+        if not pads:
+            self._at_once, self._largest = 1, sys.maxsize
         self._passes = 0
         self._turn = asyncio.Semaphore(self._at_once)
         self._wanted = asyncio.Event()

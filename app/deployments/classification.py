@@ -42,7 +42,7 @@ class Classification:
             if label not in known:
                 reason = f"the classifier {classifier.name} has no such label"
                 raise SettingsError(f"unsafe = {label!r}: {reason}; fix: use {nearest(label, list(known))}")
-        self._batches = batching.Batches(scores, classifier.placement)
+        self._batches = batching.Batches(scores, classifier.placement, pads=classifier.builtin is None)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new `Batching` settings while requests go on. Raises SettingsError."""

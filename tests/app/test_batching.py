@@ -42,10 +42,10 @@ class Model:
 class Gathering:
     """A deployment that answers by the model."""
 
-    async def on(self, **placement: float) -> None:
+    async def on(self, pads: bool = True, **placement: float) -> None:
         """Begin anew, on other cores."""
         self.model = Model()
-        self.batches = Batches(self.model, GpuPlacement.model_validate(placement))
+        self.batches = Batches(self.model, GpuPlacement.model_validate(placement), pads=pads)
         self.batches.reconfigure({"max_batch_size": 32})
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -147,6 +147,12 @@ def test_a_gpu_takes_one_pass_at_a_time_of_many_texts(ask: Callable[..., Any]) -
     assert ask("lengths", texts) == list(range(most, 0, -1))
     expected = [range(1, GPU_PASS + 1), range(GPU_PASS + 1, GPU_PASS + 9), range(GPU_PASS + 9, most + 1)]
     assert ask("passes") == [(list(lengths), 2) for lengths in expected]
+
+
+def test_what_pads_nothing_takes_a_batch_at_once(ask: Callable[..., Any]) -> None:
+    ask("on", pads=False, num_cpus=2)
+    assert ask("lengths", ["sea"] * 32) == [3] * 32
+    assert ask("passes") == [([3] * 32, 2)]
 
 
 def test_a_failure_is_its_batch_s_alone(ask: Callable[..., Any]) -> None:
