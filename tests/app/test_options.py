@@ -137,10 +137,12 @@ def test_batching_changes_live(cluster: Cluster) -> None:
     real, waiting = SETTINGS["embeddings"]
     cluster.deploy(parse({**SETTINGS, "embeddings": [{**real, "batching": {"max_batch_size": 1}}, waiting]}))
 
-    def batch_size() -> int:
-        return cluster.deployments()["Embeddings:real"]["deployment_config"]["user_config"]["max_batch_size"]
+    def told() -> bool:
+        """Whether the replica knows the new value: what Ray is to do says so earlier."""
+        ours = cluster.deployments()["Embeddings:real"]
+        return ours["deployment_config"]["user_config"]["max_batch_size"] == 1 and ours["status"] == "HEALTHY"
 
-    eventually("Ray has the new value", lambda: batch_size() == 1)
+    eventually("the replica has the new value", told)
     ask_at_once(32)
     every_after, single_after = cluster.batches("Embeddings:real")
     assert every_after - every == single_after - single == 32
