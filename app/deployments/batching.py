@@ -16,7 +16,7 @@ from app.validation import validate
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CPU_PASS, GPU_PASS = 8, 64
+CPU_PASS, GPU_PASS = 12, 64
 """Items in one pass of a model, at most. On a CPU each pays for the longest one beside it (docs/performance.md); on a
 GPU they bound the memory of a pass (not measured)."""
 AT_ONCE = 4
@@ -37,11 +37,12 @@ def deployment(model: EmbeddingModel | Classifier | Reranker) -> Callable[[Any],
 
 
 def by_length(items: Sequence[Any], length: Callable[[Any], int] = len) -> list[int]:
-    """Indexes of texts, or of their tokens, the shortest first.
+    """Indexes of texts, or of their tokens, the longest first.
 
-    What is of like length shares a pass, which is padded to its longest.
+    What is of like length shares a pass, which is padded to its longest. The cheapest comes last, so that the cores are
+    done at nearly the same time.
     """
-    return sorted(range(len(items)), key=lambda index: length(items[index]))
+    return sorted(range(len(items)), key=lambda index: length(items[index]), reverse=True)
 
 
 class Batches(Generic[Item, Result]):

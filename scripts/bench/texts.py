@@ -33,7 +33,7 @@ PLACEMENT = {"num_cpus": 1.5}
 THREADS = 2
 """Those of the loop."""
 ENCODER = EmbeddingModel.model_validate({"placement": PLACEMENT})
-PASSES = (8, 32, 64)
+PASSES = (8, 16, 32, 64)
 """Texts in one pass of the loop, of which the fastest counts."""
 BATCHED, UNBATCHED, LOOP, BY_CORE = "batched", "unbatched", "loop", "loop-by-core"
 CLOSE = 1e-4

@@ -112,16 +112,16 @@ def test_a_lone_text_has_all_cores(ask: Callable[..., Any]) -> None:
 
 def test_what_comes_meanwhile_is_a_batch_in_passes_of_like_length(ask: Callable[..., Any]) -> None:
     ask("on", num_cpus=2)
-    then = [["x" * (20 - number)] for number in range(20)]
+    then = [["x" * (1 + number)] for number in range(2 * CPU_PASS + 4)]
     answers = ask("while_it_works", [["."], ["."]], then)
-    assert answers == [[1], [1], *([20 - number] for number in range(20))]
+    assert answers == [[1], [1], *([1 + number] for number in range(2 * CPU_PASS + 4))]
     passes = ask("passes")
     assert passes[:2] == [([1], 2), ([1], 1)]
     # The first two still hold a core each while the rest gathers; then one goes on.
-    assert sorted(passes[2:]) == [
-        (list(range(1, 1 + CPU_PASS)), 1),
-        (list(range(1 + CPU_PASS, 1 + 2 * CPU_PASS)), 1),
-        (list(range(1 + 2 * CPU_PASS, 21)), 1),
+    assert passes[2:] == [
+        (list(range(2 * CPU_PASS + 4, CPU_PASS + 4, -1)), 1),
+        (list(range(CPU_PASS + 4, 4, -1)), 1),
+        ([4, 3, 2, 1], 1),
     ]
 
 
@@ -129,23 +129,24 @@ def test_a_request_of_many_texts_uses_all_cores(ask: Callable[..., Any]) -> None
     texts = ["x" * number for number in (3, 1, 4, 2)]
     ask("on", num_cpus=2)
     assert ask("lengths", texts) == [3, 1, 4, 2]
-    assert sorted(ask("passes")) == [([1, 2], 1), ([3, 4], 1)]
+    assert sorted(ask("passes")) == [([2, 1], 1), ([4, 3], 1)]
 
 
 def test_many_cores_share_a_few_passes(ask: Callable[..., Any]) -> None:
-    texts = ["x"] * 32
+    texts = ["x"] * (CPU_PASS * AT_ONCE)
     ask("on", num_cpus=4 * AT_ONCE)
-    assert ask("lengths", texts) == [1] * 32
-    assert ask("passes") == [([1] * CPU_PASS, 4)] * (32 // CPU_PASS)
+    ask("reconfigure", {"max_batch_size": len(texts)})
+    assert ask("lengths", texts) == [1] * len(texts)
+    assert ask("passes") == [([1] * CPU_PASS, 4)] * AT_ONCE
 
 
 def test_a_gpu_takes_one_pass_at_a_time_of_many_texts(ask: Callable[..., Any]) -> None:
     ask("on", num_cpus=2, num_gpus=1)
     ask("reconfigure", {"max_batch_size": GPU_PASS + 8})
     most = GPU_PASS + 16
-    texts = ["x" * number for number in range(most, 0, -1)]
-    assert ask("lengths", texts) == list(range(most, 0, -1))
-    expected = [range(1, GPU_PASS + 1), range(GPU_PASS + 1, GPU_PASS + 9), range(GPU_PASS + 9, most + 1)]
+    texts = ["x" * number for number in range(1, most + 1)]
+    assert ask("lengths", texts) == list(range(1, most + 1))
+    expected = [range(most, most - GPU_PASS, -1), range(most - GPU_PASS, 8, -1), range(8, 0, -1)]
     assert ask("passes") == [(list(lengths), 2) for lengths in expected]
 
 
