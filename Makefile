@@ -83,7 +83,7 @@ forward: .venv-infra/.installed ## STACK's endpoint (PORT=8000), Ray's DASHBOARD
 down: .venv-infra/.installed ## take STACK away and leave nothing behind; production wants its name, CONFIRM=<stack>
 	@$(INFRA) -m scripts.down $(STACK) --confirm "$(CONFIRM)"
 
-bench: .venv/.installed ## measure KIND=chat, generate, embeddings, classify, analyze, noop or overload into bench/results (docs/performance.md)
+bench: .venv/.installed ## measure KIND=chat, generate, embeddings, classify, analyze, noop, overload or scaling into bench/results (docs/performance.md)
 	@$(APP) -m scripts.bench $(KIND) --contenders "$(CONTENDERS)" --concurrency "$(CONCURRENCY)" \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(PROFILE),--profile)
 

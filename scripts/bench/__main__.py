@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import psutil
 
 from app.builtin import cache_dir
-from scripts.bench import analyze, chat, generate, noop, overload, profiles, report, texts
+from scripts.bench import analyze, chat, generate, noop, overload, profiles, report, scaling, texts
 from scripts.bench.kind import Kind
 from scripts.bench.report import Report, Run
 from scripts.console import Problem, main, say, step
@@ -29,6 +30,8 @@ KINDS = {
     "analyze": analyze.KIND,
     "noop": noop.KIND,
 }
+ALONE = {"overload": overload, "scaling": scaling}
+"""What is measured without peers: ten times what a model can do, and what `make plan` says would happen."""
 
 
 def bench(kind: Kind, rounds: int, results: Path) -> Report:
@@ -72,12 +75,12 @@ def measure(found: Report, kind: Kind, name: str, number: int) -> None:
                 )
 
 
-def bench_overload(rounds: int, results: Path) -> None:
-    """What ten times its capacity does to our server. Raises Problem when a request is lost."""
-    runs = overload.bench(rounds)
+def bench_alone(kind: ModuleType, rounds: int, results: Path) -> None:
+    """One of ALONE. Raises Problem when a request is lost."""
+    runs = kind.bench(rounds)
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(report.text({"versions": versions(), "machine": machine()}, [run._asdict() for run in runs]))
-    say(f"\n{overload.report(runs)}\n\nresults: {results}")
+    say(f"\n{kind.report(runs)}\n\nresults: {results}")
 
 
 def versions() -> dict[str, str]:
@@ -98,7 +101,7 @@ def machine() -> dict[str, object]:
 
 def _command() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("kind", nargs="?", choices=(*KINDS, "overload"), default="chat")
+    parser.add_argument("kind", nargs="?", choices=(*KINDS, *ALONE), default="chat")
     parser.add_argument("--contenders", default="", help="some of the kind's, by commas; all when left out")
     parser.add_argument("--concurrency", default="", help="some of the kind's, by commas; all when left out")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each")
@@ -108,8 +111,8 @@ def _command() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # and so end the server that runs
     results = chosen.results / f"{chosen.kind}.json"
-    if chosen.kind == "overload":
-        bench_overload(chosen.rounds, results)
+    if alone := ALONE.get(chosen.kind):
+        bench_alone(alone, chosen.rounds, results)
         return
     kind = KINDS[chosen.kind]
     every = {str(point.concurrency): point.concurrency for point in kind.points}

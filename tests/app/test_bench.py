@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
-from scripts.bench import analyze, chat, generate, load, noop, noop_app, overload, profiles, report, texts
+from scripts.bench import analyze, chat, generate, load, noop, noop_app, overload, profiles, report, scaling, texts
 from scripts.bench.__main__ import bench
 from scripts.bench.kind import Contender
 from scripts.bench.load import Measured, Point
@@ -30,6 +31,7 @@ from scripts.bench.report import Report, Run, costs, ratios
 from scripts.bench.servers import Served, role
 from scripts.bench.texts import Reader
 from scripts.console import Problem
+from scripts.plan.traffic import Traffic
 from tests.app.conftest import Running, eventually
 
 SHAPES = ["cluster"]
@@ -337,3 +339,36 @@ def test_a_flood_counts_what_is_answered_and_what_is_refused(paced: Served, monk
     assert found.requests > len(found.refused) > 0.5 * found.requests
     assert found.health
     assert found.recovery > 0
+
+
+def test_scaling_is_recorded_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake of what scales: it refuses more than a mean request, and has a second replica after some looks."""
+    api, looks = FastAPI(), itertools.count()
+
+    @api.get("/replicas")
+    async def replicas() -> tuple[int, int]:
+        return 2, 1 + (next(looks) > 2)
+
+    @api.post("/work")
+    async def work(request: Request) -> Response:
+        if (await request.json())["work"] > 1:
+            return JSONResponse(None, 429)
+        began = time.time()
+        await asyncio.sleep(PACE_S)
+        return JSONResponse(began)
+
+    monkeypatch.setattr(scaling, "BURST", Traffic("short", np.array([0.0, 1.0, 2.0]), np.array([20.0, 40.0])))
+    with serving(api) as served:
+        found = asyncio.run(scaling.measured(served, 7))
+    assert len(found.asked) == scaling.BURST.load(seed=7).arrivals.size
+    for one in found.asked:
+        assert (one.began is None) == (one.ended is None) == (one.work > 1)
+        if one.began is not None and one.ended is not None:
+            assert one.came <= one.began < one.ended - PACE_S / 2
+    assert [(one.wanted, one.running) for one in found.replicas] == [(2, 1), (2, 2)]
+    waited = found.replicas[1].second - found.replicas[0].second
+    assert waited > scaling.LOOK_SECONDS
+    assert scaling.start_seconds(found.replicas) == pytest.approx(waited)
+    seen = scaling.real(found)
+    assert seen["requests refused"] == sum(one.work > 1 for one in found.asked)
+    assert 1 < seen["replicas in the mean"] < 2

@@ -1,6 +1,7 @@
 """`make plan`: the simulation against queueing formulas and sums made by hand, and what the command says.
 
-Ray's own autoscaling code is in it, and no Ray runs here: what a real one did is in bench/results/plan.json.
+Ray's own autoscaling code is in it, and no Ray runs here: what real ones did is in bench/results, in plan.json and
+scaling.json.
 """
 
 import json
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from ray.serve._private.autoscaling_metrics_codec import decode_handle_flat, enc
 from app.options import Autoscaling
 from infra import config
 from infra.aws import prices
+from scripts.bench import scaling
 from scripts.console import Problem
 from scripts.plan import __main__ as command
 from scripts.plan import report, traffic
@@ -141,6 +144,33 @@ def test_a_real_ray_serve_scaled_at_the_same_times(run: dict[str, float]) -> Non
         gone.append(next(moment.second for moment in found if moment.second > over and moment.running == 1) - over)
     assert min(wanted) - BOUND_S <= run["wanted_s"] <= max(wanted) + BOUND_S
     assert min(gone) - BOUND_S <= run["gone_s"] <= max(gone) + answer + BOUND_S
+
+
+BURSTS = json.loads((Path(__file__).parents[2] / "bench/results/scaling.json").read_text())["runs"]
+BOUNDS = {
+    "more replicas wanted, s after the burst's begin": (0, BOUND_S),
+    "replicas at most": (0, 0),
+    "replicas in the mean": (0.05, 0),
+    "requests refused": (0.1, 0),
+    "wait, mean, s": (0.15, 0),
+    "wait, 95th percentile, s": (0.15, 0),
+    "answer, mean, s": (0.1, 0),
+    "answer, 95th percentile, s": (0.1, 0),
+}
+"""How far a real figure may be beyond what is simulated: as a part of that, and in its unit.
+
+In the simulation a request goes to the least busy of all replicas; Ray's router takes the less busy of two.
+"""
+
+
+@pytest.mark.parametrize("run", BURSTS)
+def test_a_burst_does_to_a_real_ray_serve_what_is_simulated(run: dict[str, Any]) -> None:
+    """Those of `make bench KIND=scaling`, simulated with the load begun at each tenth of the second between reports."""
+    found = scaling.Scaled.read(run)
+    seen, said = scaling.real(found), list(scaling.simulated(found))
+    for what, (part, absolute) in BOUNDS.items():
+        values = [one[what] for one in said]
+        assert min(values) * (1 - part) - absolute <= seen[what] <= max(values) * (1 + part) + absolute, what
 
 
 def test_nobody_asks() -> None:
