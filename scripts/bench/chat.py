@@ -58,6 +58,6 @@ KIND = Kind(
         ),
     },
     peers=tuple(VLLM),
-    points=(Point(1, 4, 64), Point(8, 24, 64), Point(32, 64, 64), Point(128, 256, 4)),
+    points=(Point(1, 20, 64), Point(8, 24, 64), Point(32, 64, 64), Point(128, 256, 4)),
     warm=Point(8, 16, 16),
 )
