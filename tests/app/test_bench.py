@@ -161,14 +161,14 @@ def test_texts_are_read_over_http_and_in_a_loop(paced: Served) -> None:
     sizes: list[int] = []
 
     def forward(part: list[str]) -> np.ndarray:
-        assert part == sorted(part, key=len)
+        assert part == sorted(part, key=len, reverse=True)
         sizes.append(len(part))
         return np.array([[len(text), 1] for text in part])
 
     found = _measured_texts(paced, point, lambda given, size: texts.in_passes(given, forward, size))
     assert found[texts.BATCHED].per_second <= point.concurrency * point.texts / PACE_S
     assert found[texts.BATCHED].p50 > PACE_S * 900
-    assert sizes == [8] * 10 + [32, 32, 16] + [64, 16]
+    assert sizes == [8] * 10 + [16] * 5 + [32, 32, 16] + [64, 16]
     assert {measured.counted for measured in found.values()} == {80}
 
 
