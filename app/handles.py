@@ -31,16 +31,6 @@ def resolve(handle: DeploymentHandle | Remote) -> DeploymentHandle:
     return handle
 
 
-def streaming(handle: DeploymentHandle, events: bool) -> Any:
-    """The handle, for methods that stream; `events` says whether they give many small things.
-
-    Ray passes these on from process to process by gRPC then, and keeps no object for each: a third less of the work on
-    both sides (docs/performance.md). What comes whole may be large, and costs less as an object.
-    https://docs.ray.io/en/latest/serve/advanced-guides/performance.html
-    """
-    return handle.options(stream=True, _by_reference=not events)
-
-
 async def once_more(call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     """What a handle's method answers. When the replica dies meanwhile, another one is asked, or the one that comes.
 

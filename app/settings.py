@@ -869,10 +869,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.proxy:middlewares",
         # Ray's own is 15 for all workers, engines too; who is to come after them says so itself (app/cores.py).
         "RAY_worker_niceness": "0",
-        # Streams go from replica to replica by gRPC (app/handles.py), which takes 4 MiB; how large a body may be is the
-        # gateway's to say. And it would ask for them by a laptop's http_proxy, as Ray's own calls never do.
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "-1",
-        "no_grpc_proxy": "0.0.0.0/0,::/0",
     }
     if settings.tracing:
         found |= {

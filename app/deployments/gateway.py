@@ -23,7 +23,7 @@ from app.deployments.engine_errors import raise_engine_error
 from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
 from app.deployments.probes import probes
 from app.errors import ApiError
-from app.handles import answering, begun_once_more, resolve, streaming
+from app.handles import answering, begun_once_more, resolve
 from app.limits import BodyLimit
 from app.request_log import RequestLog
 from app.routes import analyze, classify, embeddings, generate, health, openai, rerank
@@ -189,7 +189,7 @@ class Gateway(OpenAiIngress):
         usage: dict[str, int] = {}
         events = 0
         try:
-            method = getattr(streaming(target.handle, bool(body.stream)), call_method)
+            method = getattr(target.handle.options(stream=True), call_method)
             with answering(target.model):
                 async for output in begun_once_more(method.remote, asked, info):
                     raise_engine_error(output)
@@ -223,7 +223,7 @@ class Gateway(OpenAiIngress):
         measured, outcome, tokens = target.measured(self._metrics), "error", 0
         asked = body.model_copy(update={"model": target.served, "stream": False, "stream_options": None})
         try:
-            async for output in getattr(streaming(target.handle, events=False), call_method).remote(asked, None):
+            async for output in getattr(target.handle.options(stream=True), call_method).remote(asked, None):
                 raise_engine_error(output)
                 measured.output()
                 tokens = output.usage.completion_tokens

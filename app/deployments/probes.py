@@ -9,7 +9,6 @@ from ray.serve.llm.openai_api_models import CompletionRequest
 
 from app.answers import Sampling
 from app.deployments.engine_errors import raise_engine_error
-from app.handles import streaming
 from app.settings import ANALYZE, GENERATE, Settings
 
 Probe = Callable[[], Awaitable[None]]
@@ -37,14 +36,15 @@ def probes(settings: Settings, handles: Mapping[str, DeploymentHandle]) -> dict[
 
 
 async def _generate_one_token(handle: DeploymentHandle, name: str) -> None:
-    request = CompletionRequest(model=name, prompt="Hello", max_tokens=1)
-    answer: Any = streaming(handle, events=False).completions.remote(request)
+    answer: Any = handle.options(stream=True).completions.remote(
+        CompletionRequest(model=name, prompt="Hello", max_tokens=1)
+    )
     async for output in answer:
         raise_engine_error(output)
 
 
 async def _continue_by_one_token(handle: DeploymentHandle) -> None:
-    answer: Any = streaming(handle, events=False).generate.remote("Hello", Sampling(1, 1.0, 1.0, [], None))
+    answer: Any = handle.options(stream=True).generate.remote("Hello", Sampling(1, 1.0, 1.0, [], None))
     async for _ in answer:
         pass
 
