@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import cores
+from app.bodies import AttachBody
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/@~-]{1,128}")
 """A UUID, a ULID, base64, an AWS trace id; nothing that ends a line of a log, or looks like another part of one."""
@@ -25,7 +26,7 @@ minds whether its client is still there, and which replica gets it. With _ for -
 def middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray puts it around its own middleware."""
     cores.leave_to_engines()
-    return [Middleware(Connections), Middleware(CleanHeaders)]
+    return [Middleware(Connections), Middleware(CleanHeaders), Middleware(AttachBody)]
 
 
 CONNECTION_S = 15.0

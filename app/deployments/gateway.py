@@ -18,6 +18,7 @@ from starlette.responses import Response
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 
 from app import auth, cores, errors, request_log, routes
+from app.bodies import DetachBody
 from app.deployments import engine_errors, experiment, guard
 from app.deployments.engine_errors import raise_engine_error
 from app.deployments.experiment import Assignments, How, Measured, Metrics, Shadows
@@ -47,6 +48,7 @@ def api(settings: Settings) -> FastAPI:
     errors.install(api)
     engine_errors.install(api)
     api.add_middleware(BodyLimit, largest=int(settings.gateway.max_body_mib * 2**20))
+    api.add_middleware(DetachBody)
     api.add_middleware(RequestLog)
     for module in (openai, embeddings, health):
         api.include_router(module.router, responses=errors.DOCUMENTED)

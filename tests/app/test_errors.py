@@ -133,8 +133,8 @@ BAD = [
     embed("cut off below nothing", "truncate_prompt_tokens", truncate_prompt_tokens=-2),
     embed("cut off at half a token", "truncate_prompt_tokens", truncate_prompt_tokens=1.5),
     embed("unknown field", "temperature", temperature=1),
-    Bad("body of 1 MiB and more", b'"' + b"x" * 2**20 + b'"', None, 413, "request_too_large"),
-    Bad("body of 1 MiB and more", b'"' + b"x" * 2**20 + b'"', None, 413, "request_too_large", EMBEDDINGS),
+    Bad("body of 6 MiB and more", b'"' + b"x" * 6 * 2**20 + b'"', None, 413, "request_too_large"),
+    Bad("body of 6 MiB and more", b'"' + b"x" * 6 * 2**20 + b'"', None, 413, "request_too_large", EMBEDDINGS),
     Bad("no such model to be ready", None, "model", 404, "model_not_found", "/ready/gpt-5", "GET"),
     Bad("wrong method", None, status=405, path=EMBEDDINGS, method="GET"),
     Bad("unknown route", None, status=404, path="/v1/nothing", method="GET"),
@@ -151,6 +151,14 @@ def test_a_bad_request(server: Running, client: OpenAI, bad: Bad) -> None:
     good = client.completions.create(model="chat", prompt="One, two,", max_tokens=1)
     assert good.usage is not None
     assert good.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_body_that_grpc_would_not_take(server: Running, stream: bool) -> None:
+    """Calls go from replica to replica by gRPC, whose own limit is 4 MiB."""
+    body = {"model": "chat", "messages": message("word " * 2**20), "stream": stream}
+    answered = server.http.post(CHAT, json=body)
+    assert (answered.status_code, answered.json()["error"]["code"]) == (400, "context_length_exceeded"), answered.text
 
 
 def test_the_official_client_knows_our_errors(client: OpenAI) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.bodies import PATHS
 from tests.app.conftest import ROOT, Running
 
 ROUTES = {
@@ -32,6 +33,7 @@ def document(server: Running) -> dict[str, Any]:
 def test_every_route_is_described(server: Running) -> None:
     paths = document(server)["paths"]
     assert paths.keys() == ROUTES
+    assert {path for path, methods in paths.items() if "post" in methods} == PATHS
     for path, methods in paths.items():
         for method, operation in methods.items():
             assert operation["description"], path

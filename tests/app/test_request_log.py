@@ -170,7 +170,7 @@ def test_errors_have_an_id_and_a_line(server: Running) -> None:
     unknown = ask(404, "POST", "/v1/chat/completions", json={**CHAT, "model": "gpt-5"})
     assert (unknown["status"], unknown["tenant"]) == (404, "tests")
     assert ask(404, "GET", "/nowhere")["status"] == 404
-    assert ask(413, "POST", "/v1/chat/completions", content=b" " * 2**21)["status"] == 413
+    assert ask(413, "POST", "/v1/chat/completions", content=b" " * 2**23)["status"] == 413
 
 
 def test_without_an_id_each_request_gets_its_own(server: Running) -> None:
