@@ -1,18 +1,20 @@
-"""What Serve's HTTP proxies do with a request before all else: headers that they may read, and connections that end.
+"""What Serve's HTTP proxies do around all else: headers that they may read, and connections and streams that end well.
 
 Ray answers every request with the header x-request-id, errors and streams too, and writes that id on each log line of
 each replica that works on the request. It takes whatever the client has sent as such.
 """
 
+import json
 import re
 import time
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import cores
 from app.bodies import AttachBody
+from app.errors import ApiError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:=+/@~-]{1,128}")
 """A UUID, a ULID, base64, an AWS trace id; nothing that ends a line of a log, or looks like another part of one."""
@@ -26,7 +28,7 @@ minds whether its client is still there, and which replica gets it. With _ for -
 def middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray puts it around its own middleware."""
     cores.leave_to_engines()
-    return [Middleware(Connections), Middleware(CleanHeaders), Middleware(AttachBody)]
+    return [Middleware(Connections), Middleware(CleanHeaders), Middleware(BrokenStreams), Middleware(AttachBody)]
 
 
 CONNECTION_S = 15.0
@@ -89,6 +91,36 @@ class CleanHeaders:
             if NOT_SAMPLED.fullmatch(headers.get("traceparent", "")):
                 del headers["traceparent"]
         await self._app(scope, receive, send)
+
+
+BROKEN = ApiError(503, "the stream broke off: who sent it has failed; try again", code="server_unavailable")
+
+
+class BrokenStreams:
+    """ASGI middleware: a stream whose replica has died ends with an error event, as those of dead engines do.
+
+    From Ray's proxy it would just break off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        open_stream = False
+
+        async def seen(message: Message) -> None:
+            nonlocal open_stream
+            if message["type"] == "http.response.start":
+                content_type = Headers(raw=message["headers"]).get("content-type", "")
+                open_stream = content_type.startswith("text/event-stream")
+            elif not message.get("more_body"):
+                open_stream = False
+            await send(message)
+
+        await self._app(scope, receive, seen)
+        if open_stream:
+            end = f"data: {json.dumps(BROKEN.body())}\n\ndata: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": end.encode()})
 
 
 def _may_be_read(name: bytes, value: bytes) -> bool:

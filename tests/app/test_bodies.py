@@ -1,20 +1,14 @@
 """Bodies that go from proxy to gateway with their request, and those that the gateway asks for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
 from app.bodies import ATTACHED, LARGEST, AttachBody, DetachBody
+from tests.app.listening import listening
 
 pytestmark = pytest.mark.anyio
-
-Answered = tuple[bool, bytes, str]
-"""Whether it was attached, the body, and what came after it."""
-Ask = Callable[..., Awaitable[Answered]]
 
 
 @pytest.fixture
@@ -22,60 +16,43 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Gateway:
-    """Receives all there is of one request after the other."""
+async def received(path: str, *parts: bytes) -> tuple[bool, bytes, str]:
+    """Whether the body was attached, the body, and what comes after it.
 
-    def __init__(self) -> None:
-        self.called = asyncio.Event()
-        self.answered: asyncio.Queue[Answered] = asyncio.Queue()
+    The first part comes with the headers, each other one when the gateway knows of the request.
+    """
+    attached: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    over: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        attached, body, more = ATTACHED in scope, b"", True
-        self.called.set()
-
-        async def whole(scope: Scope, receive: Receive, send: Send) -> None:
-            nonlocal body, more
-            while more:
-                message: Message = await receive()
-                body, more = body + message["body"], message.get("more_body", False)
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
-            await send({"type": "http.response.body", "body": b"1"})
-            self.answered.put_nowait((attached, body, (await receive())["type"]))
-
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        attached.set_result(ATTACHED in scope)
         await DetachBody(whole)(scope, receive, send)
 
+    async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+        over.set_result((body, (await receive())["type"]))
 
-@asynccontextmanager
-async def asked() -> AsyncIterator[tuple[Gateway, Ask]]:
-    gateway = Gateway()
-    server = uvicorn.Server(uvicorn.Config(AttachBody(gateway), port=0, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0)
-
-    async def ask(path: str, *parts: bytes, length: int) -> Answered:
-        """The first part comes with the headers, each other one when the gateway knows of the request."""
-        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+    async with listening(AttachBody(gateway)) as http, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
         first, *others = parts
-        writer.write(b"POST %s HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), length, first))
+        length = sum(map(len, parts))
+        writer.write(f"POST {path} HTTP/1.1\r\nhost: here\r\ncontent-length: {length}\r\n\r\n".encode() + first)
         for part in others:
-            await gateway.called.wait()
+            await attached
             writer.write(part)
-        async with asyncio.timeout(10):
-            assert (await reader.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200")
-            writer.close()
-            await writer.wait_closed()
-            return await gateway.answered.get()
-
-    yield gateway, ask
-    server.should_exit = True
-    await serving
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
+        return await attached, *await over
 
 
 @pytest.mark.parametrize("body", [b"{}", b"", b"\xff" * LARGEST], ids=["small", "none", "largest"])
 async def test_a_small_body_goes_with_its_request(body: bytes) -> None:
-    async with asked() as (_, ask):
-        assert await ask("/v1/chat/completions", body, length=len(body)) == (True, body, "http.disconnect")
+    assert await received("/v1/chat/completions", body) == (True, body, "http.disconnect")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +66,7 @@ async def test_a_small_body_goes_with_its_request(body: bytes) -> None:
     ids=["large", "late", "in part", "not ours"],
 )
 async def test_another_body_is_asked_for(path: str, parts: list[bytes]) -> None:
-    async with asked() as (_, ask):
-        whole = b"".join(parts)
-        assert await ask(path, *parts, length=len(whole)) == (False, whole, "http.disconnect")
+    assert await received(path, *parts) == (False, b"".join(parts), "http.disconnect")
 
 
 async def test_a_gateway_that_gives_up() -> None:

@@ -1,18 +1,20 @@
-"""Connections that end in good order, before a Ray cluster does, and headers that Ray's proxy may read."""
+"""Connections and streams that end in good order, before or after those who serve them; headers that Ray may read."""
 
 import asyncio
+import json
 from types import SimpleNamespace
 
 import httpx
 import pytest
-import uvicorn
 from ray.serve._private import constants
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app import proxy
+from tests.app.listening import listening
 
 
 async def port(request: Request) -> PlainTextResponse:
@@ -28,19 +30,12 @@ def test_the_answer_on_an_old_connection_is_its_last(monkeypatch: pytest.MonkeyP
 
     async def ask() -> list[tuple[str, str | None]]:
         """Port and what was said of the connection, at seconds since the first answer."""
-        server = uvicorn.Server(uvicorn.Config(connections, port=0, log_level="error", lifespan="off"))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0)
-        here = server.servers[0].sockets[0].getsockname()
         said: list[tuple[str, str | None]] = []
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{here[1]}", trust_env=False) as http:
+        async with listening(connections) as http:
             for at in (0.0, proxy.CONNECTION_S - 1, proxy.CONNECTION_S + 1, proxy.CONNECTION_S + 2):
                 clock[0] = at
                 answered = await http.get("/")
                 said.append((answered.text, answered.headers.get("connection")))
-        server.should_exit = True
-        await serving
         return said
 
     first, second, third, fourth = asyncio.run(ask())
@@ -59,6 +54,34 @@ def test_connections_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock[0] = proxy.FORGOTTEN_S + 1
     connections._age(("10.0.0.1", 4))
     assert list(connections._since) == [("10.0.0.1", 4)]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "whole", "more"),
+    [
+        (b"text/event-stream; charset=utf-8", False, f"data: {json.dumps(proxy.BROKEN.body())}\n\ndata: [DONE]\n\n"),
+        (b"text/event-stream; charset=utf-8", True, ""),
+        (b"application/json", False, None),
+    ],
+    ids=["broken", "whole", "no stream"],
+)
+def test_a_stream_that_breaks_off_says_so(content_type: bytes, whole: bool, more: str | None) -> None:
+    """To who reads it, as an event; a client of anything else finds out by the connection, which breaks off."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        """As Ray's proxy does when the replica dies: it returns."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": not whole})
+
+    async def ask() -> str:
+        async with listening(proxy.BrokenStreams(answered)) as http:
+            return (await http.get("/")).text
+
+    if more is None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            asyncio.run(ask())
+    else:
+        assert asyncio.run(ask()) == f"data: 1\n\n{more}"
 
 
 def test_clients_give_no_orders_to_ray() -> None:

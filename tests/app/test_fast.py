@@ -72,15 +72,19 @@ def _stream(http: httpx.Client) -> httpx.Response:
     return http.send(http.build_request("POST", "/v1/completions", json=LONG), stream=True)
 
 
-def _engine() -> psutil.Process:
-    """That of the replica, which Ray names after its application and deployment."""
+def _replica() -> psutil.Process:
+    """The one with an engine; Ray names replicas after their application and deployment."""
     replicas = [
         process
         for process in psutil.process_iter(["cmdline"])
         if "".join(process.info["cmdline"] or []).startswith("ray::ServeReplica:gateway:LLM:chat@stable")
     ]
-    (engine,) = [child for one in replicas for child in one.children() if child.cmdline()[:1] == ["VLLM::EngineCore"]]
-    return engine
+    (replica,) = [one for one in replicas if _engines(one)]
+    return replica
+
+
+def _engines(replica: psutil.Process) -> list[psutil.Process]:
+    return [child for child in replica.children() if child.cmdline()[:1] == ["VLLM::EngineCore"]]
 
 
 def test_it_is_one_deployment(cluster: Cluster) -> None:
@@ -163,7 +167,7 @@ def test_a_full_model_refuses_and_those_that_leave_free_their_places(http: httpx
 
 def test_an_engine_that_dies_is_replaced(http: httpx.Client, client: OpenAI) -> None:
     before = answer(client, PROMPTS[0])
-    engine = _engine()
+    (engine,) = _engines(_replica())
     with closing(_stream(http)) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -177,3 +181,13 @@ def test_an_engine_that_dies_is_replaced(http: httpx.Client, client: OpenAI) -> 
 
     eventually("it answers again", answers, START_SECONDS)
     assert answer(client, PROMPTS[0]) == before
+
+
+def test_a_stream_whose_replica_dies_says_so(http: httpx.Client) -> None:
+    """The last test: it does not wait for the next replica."""
+    with closing(_stream(http)) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        _replica().kill()
+        *_, error, done = [line.removeprefix("data: ") for line in lines if line]
+    assert (json.loads(error)["error"]["code"], done) == ("server_unavailable", "[DONE]")

@@ -11,7 +11,6 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import uvicorn
 import yaml
 from fastapi import FastAPI
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from app import auth, errors
 from app.errors import ApiError
 from app.keys import Key, digest, make
 from app.limits import Limiter, duration
+from tests.app.listening import listening
 
 SECRET = make()
 
@@ -201,24 +201,6 @@ async def streaming(http: httpx.AsyncClient) -> AsyncGenerator[None]:
         yield
 
 
-@contextlib.asynccontextmanager
-async def listening(api: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
-    """`api` behind a real socket, which clients can close."""
-    config = uvicorn.Config(api, port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    headers = {"Authorization": f"Bearer {SECRET}"}
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as http:
-            yield http
-    finally:
-        server.should_exit = True
-        await running
-
-
 async def becomes(status: int, http: httpx.AsyncClient) -> None:
     with anyio.fail_after(20):
         while (await http.get("/take/1")).status_code != status:
@@ -226,7 +208,7 @@ async def becomes(status: int, http: httpx.AsyncClient) -> None:
 
 
 async def test_a_stream_holds_its_place_until_its_client_goes_away(file: Path) -> None:
-    async with listening(gateway(file, concurrency=2)) as http:
+    async with listening(gateway(file, concurrency=2), Authorization=f"Bearer {SECRET}") as http:
         async with streaming(http):
             assert (await http.get("/take/1")).status_code == 200  # and this place is free again
             async with streaming(http):

@@ -114,6 +114,19 @@ def test_a_replica_that_dies_comes_back(server: Running, deployment: str, path: 
     eventually("all is ready", lambda: _status(server, "/ready") == 200)
 
 
+def test_a_stream_whose_gateway_dies_says_so(server: Running) -> None:
+    gateway = _replica(server, "Gateway")
+    assert gateway
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
+        lines = streamed.iter_lines()
+        next(lines)
+        gateway.kill()
+        *_, last, done = [line.removeprefix("data: ") for line in lines if line]
+    assert (json.loads(last)["error"]["code"], done) == ("server_unavailable", "[DONE]")
+    eventually("the engine works for nobody", lambda: _gauge(server.metrics()) == 0)
+    eventually("all is ready", lambda: _status(server, "/ready") == 200)
+
+
 def _gauge(metrics: dict) -> float:
     """Requests that the engine works on."""
     metric = metrics.get("ray_vllm_num_requests_running")

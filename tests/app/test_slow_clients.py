@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 import yaml
 from fastapi import FastAPI
 
@@ -20,6 +19,7 @@ from app import auth, errors, keys, limits
 from app.limits import BodyLimit
 from scripts.bench.servers import role
 from tests.app.conftest import PATIENCE_SECONDS, Running, eventually
+from tests.app.listening import listening
 from tests.app.test_keys import EMBED, a_key
 
 SHAPES = ["cluster"]
@@ -167,20 +167,14 @@ def test_a_body_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     async def both() -> tuple[bytes, bytes]:
         """What a client gets that stops in its body, and one after it that does not."""
-        server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error", lifespan="off"))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0)
-        here = server.servers[0].sockets[0].getsockname()
         whole = _request(key, b'{"a": "b"}')
         said: list[bytes] = []
-        for sent in (whole[:-3], whole.replace(b"Host: x", b"Connection: close")):
-            reader, writer = await asyncio.open_connection(*here[:2])
-            writer.write(sent)
-            said.append(await reader.read())
-            writer.close()
-        server.should_exit = True
-        await serving
+        async with listening(api) as http:
+            for sent in (whole[:-3], whole.replace(b"Host: x", b"Connection: close")):
+                reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+                writer.write(sent)
+                said.append(await reader.read())
+                writer.close()
         return said[0], said[1]
 
     stopped, whole = asyncio.run(both())

@@ -210,8 +210,10 @@ def keep(said: Mapping[str, Any], results: Path | None = None) -> None:
 
 
 def clusters(kubernetes: Kubectl) -> set[str]:
-    """The names of the Ray clusters."""
-    return {item["metadata"]["name"] for item in kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]}
+    """The names of the Ray clusters, and of those whose pods are still there."""
+    found = kubernetes.get("rayclusters", "--namespace", NAMESPACE)["items"]
+    pods = kubernetes.get("pods", "--namespace", NAMESPACE, "--selector", "ray.io/cluster")["items"]
+    return {item["metadata"]["name"] for item in found} | {pod["metadata"]["labels"]["ray.io/cluster"] for pod in pods}
 
 
 def until_one_is_left(kubernetes: Kubectl) -> None:
