@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from app.settings import Settings, serve_config
+from app.settings import Settings, environment, serve_config
 from tests.app.conftest import BINARIES, PATIENCE_SECONDS, batches, httpx_client, started, wait_for
 from tests.ports import free_port
 
@@ -84,6 +84,7 @@ def ray_cluster(settings: Settings, log: Path, host: str = "127.0.0.1") -> Itera
     with tempfile.TemporaryDirectory(prefix="ray-") as name:
         token = uuid.uuid4().hex
         variables = {
+            **environment(settings),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             "RAY_metrics_report_interval_ms": "500",

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 
+from app.settings import Settings, environment
+
 # A request that asks a full replica again only when its wait is over would wait for an hour.
 CALLS = """
 import asyncio
@@ -31,19 +33,22 @@ class OneAtATime:
 ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False, _temp_dir=sys.argv[1])
 serve.start(proxy_location="Disabled")
 handle = serve.run(OneAtATime.bind())
-answers = [handle.remote(number) for number in range(8)]
-for number, answer in enumerate(answers):
-    try:
-        assert answer.result(timeout_s=60) == (number, 0)
-    except ValueError:
-        assert number == 3
-serve.shutdown()
+
+async def ask():
+    for number, answer in enumerate([handle.remote(number) for number in range(8)]):
+        try:
+            assert await asyncio.wait_for(answer, 60) == (number, 0)
+        except ValueError:
+            assert number == 3
+    await serve.shutdown_async()
+
+asyncio.run(ask())
 ray.shutdown()
 """
 
 
 def test_who_waits_for_a_place_gets_that_of_a_request_that_has_ended_however() -> None:
-    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {**os.environ, **environment(Settings()), "RAY_USAGE_STATS_ENABLED": "0"}
     # Short: Ray keeps sockets in it, whose paths may have 107 characters. And not /tmp/ray, where the tests' server is.
     with tempfile.TemporaryDirectory(prefix="ray-") as directory:
         command = [sys.executable, "-c", CALLS, directory]
