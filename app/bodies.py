@@ -37,7 +37,7 @@ class AttachBody:
             # What is there already comes at once. The gateway waits for all else, and not forever.
             await asyncio.sleep(0)
             if first.done() and _small_and_whole(first.result()):
-                scope[ATTACHED] = first.result()["body"]
+                scope[ATTACHED] = first.result().get("body", b"")
                 await self._app(scope, receive, send)
             else:
                 await self._app(scope, _beginning_with(first, receive), send)
@@ -60,7 +60,8 @@ class DetachBody:
 
 
 def _small_and_whole(message: Message) -> bool:
-    return message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= LARGEST
+    whole = message["type"] == "http.request" and not message.get("more_body")
+    return whole and len(message.get("body", b"")) <= LARGEST
 
 
 def _beginning_with(first: asyncio.Future[Any], receive: Receive) -> Receive:

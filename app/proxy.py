@@ -111,7 +111,7 @@ class BrokenStreams:
         async def seen(message: Message) -> None:
             nonlocal open_stream
             if message["type"] == "http.response.start":
-                content_type = Headers(raw=message["headers"]).get("content-type", "")
+                content_type = Headers(raw=message.get("headers", [])).get("content-type", "")
                 open_stream = content_type.startswith("text/event-stream")
             elif not message.get("more_body"):
                 open_stream = False
