@@ -3,6 +3,7 @@
 What the caller did wrong is a 4xx that names it; what we did wrong is a 500 that names nothing.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -90,6 +91,10 @@ class ApiError(HTTPException):
     def response(self) -> JSONResponse:
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
         return JSONResponse(self.body(), self.status, headers)
+
+    def event(self) -> str:
+        """The same in a stream, where it is too late for another status; so do OpenAI's own streams."""
+        return f"data: {json.dumps(self.body())}\n\n"
 
 
 def install(api: FastAPI) -> None:

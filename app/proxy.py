@@ -4,7 +4,6 @@ Ray answers every request with the header x-request-id, errors and streams too, 
 each replica that works on the request. It takes whatever the client has sent as such.
 """
 
-import json
 import re
 import time
 
@@ -119,8 +118,7 @@ class BrokenStreams:
 
         await self._app(scope, receive, seen)
         if open_stream:
-            end = f"data: {json.dumps(BROKEN.body())}\n\ndata: [DONE]\n\n"
-            await send({"type": "http.response.body", "body": end.encode()})
+            await send({"type": "http.response.body", "body": f"{BROKEN.event()}data: [DONE]\n\n".encode()})
 
 
 def _may_be_read(name: bytes, value: bytes) -> bool:

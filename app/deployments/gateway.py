@@ -212,8 +212,7 @@ class Gateway(OpenAiIngress):
             outcome = "error" if error.status >= 500 or error.status == 429 else "invalid"
             if not events:
                 raise
-            # Too late for another status: the stream says it, as OpenAI's own do.
-            yield f"data: {json.dumps(error.body())}\n\n"
+            yield error.event()
         finally:
             measured.done(outcome, usage.get("completion_tokens", 0))
             if body.stream:

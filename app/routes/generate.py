@@ -86,8 +86,8 @@ async def _events(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGen
             yield _event(_response(first).model_dump())
             async for piece in pieces:
                 yield _event(_response(piece).model_dump())
-    except ApiError as error:  # too late for another status
-        yield _event(error.body())
+    except ApiError as error:
+        yield error.event()
     yield "data: [DONE]\n\n"
 
 
